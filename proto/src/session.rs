@@ -1,0 +1,490 @@
+//! The gateway's half of a session: it decides, its caller does the I/O.
+//!
+//! A frame passes one check after the other, and each check consumes what the one before made:
+//! `frame -> Envelope -> Verified -> Fresh -> Accepted`. The fields of each are private and each has one
+//! constructor, so a check that is left out does not compile. An [`Accepted`] publish carries a [`Receipt`]; the
+//! `ack` is made from that receipt alone, once a [`Durable`] proof brings it back.
+//!
+//! The session is a live value: [`Session::update`] changes what it may do, [`Session::end`] ends it. After the
+//! decision to close no frame is looked at any more.
+
+mod accepted;
+mod grant;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use accepted::{Accepted, Durable, Publish, Receipt};
+pub use grant::{Grant, Settings};
+
+use crate::GATEWAY;
+use crate::channel::Filter;
+use crate::close::Close;
+use crate::downlink::{Ack, Bye, LimitsChange, Message, Reject, Signed, Welcome};
+use crate::envelope::{Envelope, Verified};
+use crate::ids::DeviceId;
+use crate::json;
+use crate::limits::Bucket;
+use crate::policy::Who;
+use crate::time::{Moment, NumericDate};
+use crate::uplink::{Members, Operation};
+use crate::verdict::{Refusal, Verdict};
+
+/// What the session wants done, in this order.
+#[derive(Debug)]
+pub enum Output {
+    /// A text frame for the device.
+    Send(String),
+    /// The second factor has been shown: the session takes the device's place, and ends an older one.
+    Proven,
+    /// A publish to make durable; its receipt comes back through [`Session::settle`] or [`Session::refuse`].
+    Store(Accepted),
+    /// What is published to this filter goes to [`Session::deliver`] from now on.
+    Subscribe(Filter),
+    /// No longer.
+    Unsubscribe(Filter),
+    /// A WebSocket ping.
+    Ping,
+    /// A close frame, and the end.
+    Close(Close),
+}
+
+/// One session of one device, from its upgrade to its close.
+#[derive(Debug)]
+pub struct Session {
+    grant: Grant,
+    settings: Arc<Settings>,
+    sid: Box<str>,
+    proven: bool,
+    closing: Option<Close>,
+    last_received: u64,
+    last_sent: u64,
+    bucket: Bucket,
+    /// When the strikes of the last window were earned; never longer than the limit.
+    strikes: Vec<Duration>,
+    /// With the `seq` of the subscribe that made each.
+    subscriptions: BTreeMap<Filter, u64>,
+    settled: Vec<u64>,
+    undecided: usize,
+    opened: Duration,
+    heard: Duration,
+    pinged: Duration,
+    outputs: VecDeque<Output>,
+}
+
+/// A verified message of this session, in time and in sequence. Only [`Session::freshen`] makes one.
+struct Fresh<'a> {
+    members: Members<'a>,
+    seq: u64,
+}
+
+/// A refusal on its way out.
+struct No {
+    reference: Option<u64>,
+    refusal: Refusal,
+    detail: String,
+    retry_after: Option<u64>,
+}
+
+impl No {
+    fn new(reference: Option<u64>, refusal: Refusal, detail: impl Into<String>) -> Self {
+        Self { reference, refusal, detail: detail.into(), retry_after: None }
+    }
+}
+
+impl Session {
+    /// Opens a session with a fresh challenge of 128 random bits, and says `welcome`.
+    #[must_use]
+    pub fn open(grant: Grant, settings: Arc<Settings>, challenge: [u8; 16], now: Moment) -> Self {
+        use base64::Engine as _;
+        let sid = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(challenge);
+        let mut session = Self {
+            bucket: Bucket::new(grant.limits.rate),
+            grant,
+            settings,
+            sid: sid.into(),
+            proven: false,
+            closing: None,
+            last_received: 0,
+            last_sent: 0,
+            strikes: Vec::new(),
+            subscriptions: BTreeMap::new(),
+            settled: Vec::new(),
+            undecided: 0,
+            opened: now.monotonic,
+            heard: now.monotonic,
+            pinged: now.monotonic,
+            outputs: VecDeque::new(),
+        };
+        let limits = &session.grant.limits;
+        let welcome = Welcome {
+            max_message_bytes: limits.max_message_bytes,
+            max_skew: limits.max_skew.as_secs_f64(),
+            heartbeat: limits.heartbeat.as_secs_f64(),
+            rate: limits.rate,
+            key: session.grant.signer.version(),
+            certificate_expires: session.grant.certificate_expires,
+            gateway: session.settings.gateway.to_string(),
+        };
+        session.say("welcome", &welcome, now);
+        session
+    }
+
+    /// Whose session it is.
+    #[must_use]
+    pub fn device(&self) -> &DeviceId {
+        &self.grant.device
+    }
+
+    /// Whether a signed message has proven it.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.proven
+    }
+
+    /// Why it is closing, if it is.
+    #[must_use]
+    pub fn closing(&self) -> Option<Close> {
+        self.closing
+    }
+
+    /// How many publishes wait for their fate.
+    #[must_use]
+    pub fn undecided(&self) -> usize {
+        self.undecided
+    }
+
+    /// What its subscriptions are.
+    pub fn subscriptions(&self) -> impl Iterator<Item = &Filter> {
+        self.subscriptions.keys()
+    }
+
+    /// The next thing to do.
+    pub fn poll(&mut self) -> Option<Output> {
+        let output = self.outputs.pop_front();
+        if self.outputs.is_empty() {
+            // An idle session keeps nothing that a busy one needed.
+            self.outputs = VecDeque::new();
+        }
+        output
+    }
+
+    /// Judges a frame: exactly one verdict.
+    pub fn receive(&mut self, frame: &str, now: Moment) -> Verdict {
+        if self.closing.is_some() {
+            return Verdict::Ignored;
+        }
+        self.heard = now.monotonic;
+        if frame.len() > self.grant.limits.max_message_bytes {
+            self.end(Close::TooBig, None, now);
+            return Verdict::Refused(Refusal::BadEnvelope);
+        }
+        match self.judge(frame, now) {
+            Ok(()) => Verdict::Accepted,
+            Err(no) => {
+                let refusal = no.refusal;
+                self.reject(no, now);
+                Verdict::Refused(refusal)
+            }
+        }
+    }
+
+    /// Anything else was received: a ping, a pong.
+    pub fn heard(&mut self, now: Moment) {
+        self.heard = now.monotonic;
+    }
+
+    /// A publish is durable: its `ack` goes out with the next [`Session::flush`].
+    pub fn settle(&mut self, proof: impl Durable) {
+        self.undecided = self.undecided.saturating_sub(1);
+        self.settled.push(proof.into_receipt().seq());
+    }
+
+    /// A publish could not be made durable, and nothing of it was kept.
+    pub fn refuse(
+        &mut self,
+        receipt: Receipt,
+        refusal: Refusal,
+        detail: &str,
+        retry_after: Option<u64>,
+        now: Moment,
+    ) {
+        self.undecided = self.undecided.saturating_sub(1);
+        if self.closing.is_none() {
+            self.reject(No { retry_after, ..No::new(Some(receipt.seq()), refusal, detail) }, now);
+        }
+    }
+
+    /// Says all the acks that have gathered, in one message.
+    pub fn flush(&mut self, now: Moment) {
+        if self.settled.is_empty() || (self.closing.is_some()) {
+            return;
+        }
+        let mut settled = std::mem::take(&mut self.settled);
+        settled.sort_unstable();
+        let mut acks: Vec<(u64, u64)> = Vec::new();
+        for seq in settled {
+            match acks.last_mut() {
+                Some((_, last)) if *last + 1 == seq => *last = seq,
+                _ => acks.push((seq, seq)),
+            }
+        }
+        self.say("ack", &Ack { acks }, now);
+    }
+
+    /// Hands a published message to the device. Whether it subscribed is the caller's to know.
+    pub fn deliver(&mut self, message: &Message, now: Moment) {
+        if self.closing.is_none() && self.proven {
+            self.say("message", message, now);
+        }
+    }
+
+    /// What the device may do has changed.
+    pub fn update(&mut self, grant: Grant, now: Moment) {
+        if self.closing.is_some() {
+            return;
+        }
+        let was = std::mem::replace(&mut self.grant, grant);
+        if self.grant.keyring.find(was.signer.version(), now.wall).is_none() {
+            // The key that this session is signed with is worth nothing any more, in either direction.
+            self.end(Close::Kicked, None, now);
+            return;
+        }
+        self.bucket.set(self.grant.limits.rate);
+        let is = &self.grant;
+        let changed = |same: bool| (!same).then_some(());
+        let change = LimitsChange {
+            max_message_bytes: changed(was.limits.max_message_bytes == is.limits.max_message_bytes)
+                .map(|()| is.limits.max_message_bytes),
+            max_skew: changed(was.limits.max_skew == is.limits.max_skew)
+                .map(|()| is.limits.max_skew.as_secs_f64()),
+            heartbeat: changed(was.limits.heartbeat == is.limits.heartbeat)
+                .map(|()| is.limits.heartbeat.as_secs_f64()),
+            rate: changed(was.limits.rate == is.limits.rate).map(|()| is.limits.rate),
+            key: changed(was.signer.version() == is.signer.version()).map(|()| is.signer.version()),
+            certificate_expires: changed(was.certificate_expires == is.certificate_expires)
+                .map(|()| is.certificate_expires),
+        };
+        if self.proven && change != LimitsChange::default() {
+            self.say("limits", &change, now);
+        }
+        self.drop_denied_subscriptions(now);
+        self.tick(now);
+    }
+
+    /// When [`Session::tick`] has something to do, on the monotonic clock.
+    #[must_use]
+    pub fn deadline(&self, now: Moment) -> Duration {
+        let mut next = self.pinged + self.grant.limits.heartbeat;
+        next = next.min(self.heard + self.grant.limits.patience());
+        if !self.proven {
+            next = next.min(self.opened + self.settings.proof_within);
+        }
+        let (end, _) = self.grant.certificate_end();
+        let left = end.as_duration().saturating_sub(now.wall.as_duration());
+        next.min(now.monotonic.saturating_add(left))
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self, now: Moment) {
+        if self.closing.is_some() {
+            return;
+        }
+        let (end, close) = self.grant.certificate_end();
+        if now.wall >= end {
+            self.end(close, None, now);
+        } else if !self.proven && now.monotonic >= self.opened + self.settings.proof_within {
+            self.end(Close::Unproven, None, now);
+        } else if now.monotonic >= self.heard + self.grant.limits.patience() {
+            self.end(Close::Silent, None, now);
+        } else if now.monotonic >= self.pinged + self.grant.limits.heartbeat {
+            self.pinged = now.monotonic;
+            self.outputs.push_back(Output::Ping);
+        }
+    }
+
+    /// Ends the session: pending acks, `bye`, close. The first reason stands.
+    pub fn end(&mut self, close: Close, retry_after: Option<u64>, now: Moment) {
+        if self.closing.is_some() {
+            return;
+        }
+        self.flush(now);
+        if close.has_bye() {
+            let retry_after = retry_after.or(match close {
+                Close::Suspended => Some(3600),
+                Close::Superseded => Some(60),
+                _ => None,
+            });
+            self.say("bye", &Bye { reason: close.reason().to_owned(), retry_after }, now);
+        }
+        self.closing = Some(close);
+        self.outputs.push_back(Output::Close(close));
+    }
+
+    /// The checks up to `seq`, then those after it.
+    fn judge(&mut self, frame: &str, now: Moment) -> Result<(), No> {
+        let envelope = Envelope::split(frame).map_err(|why| No::new(None, Refusal::BadEnvelope, why))?;
+        let Some(key) = self.grant.keyring.find(envelope.version(), now.wall) else {
+            let detail = format!("key version {} is not one of this device's that hold", envelope.version());
+            return Err(No::new(None, Refusal::BadKey, detail));
+        };
+        let verified = envelope
+            .verify(key)
+            .map_err(|refusal| No::new(None, refusal, "the HMAC does not fit the key of this version"))?;
+        let fresh = self.freshen(&verified, now)?;
+        self.last_received = fresh.seq;
+        if !self.proven {
+            self.proven = true;
+            self.outputs.push_back(Output::Proven);
+        }
+        self.act(&fresh, now)
+    }
+
+    /// JSON, parties, session, time, sequence.
+    fn freshen<'a>(&self, verified: &'a Verified, now: Moment) -> Result<Fresh<'a>, No> {
+        let text = verified.text().map_err(|why| No::new(None, Refusal::BadMessage, why))?;
+        let mut members = Members::default();
+        members.read(text).map_err(|why| No::new(members.seq(), Refusal::BadMessage, why))?;
+        let seq = members.seq();
+        let no = |refusal, detail: String| Err(No::new(seq, refusal, detail));
+        let missing =
+            |what: &str| No::new(seq, Refusal::BadMessage, format!("'{what}' is missing or not a string"));
+
+        let iss = members.iss.and_then(json::string).ok_or_else(|| missing("iss"))?;
+        let aud = members.aud.and_then(json::string).ok_or_else(|| missing("aud"))?;
+        if iss != self.grant.device.as_str() || aud != GATEWAY {
+            return no(
+                Refusal::WrongParty,
+                format!("'iss' must be '{}' and 'aud' '{GATEWAY}'", self.grant.device),
+            );
+        }
+        let sid = members.sid.and_then(json::string).ok_or_else(|| missing("sid"))?;
+        if *sid != *self.sid {
+            return no(
+                Refusal::WrongSession,
+                "'sid' is not the challenge of this session's welcome".to_owned(),
+            );
+        }
+        let Some(iat) = members.iat.and_then(|raw| NumericDate::parse(raw.get())) else {
+            return no(Refusal::BadMessage, "'iat' is missing or not a NumericDate".to_owned());
+        };
+        let off = iat.distance(now.wall);
+        if off > self.grant.limits.max_skew {
+            let side = if iat < now.wall { "behind" } else { "ahead of" };
+            let detail = format!("'iat' is {:.3} s {side} the gateway's clock", off.as_secs_f64());
+            return no(Refusal::Stale, detail);
+        }
+        let Some(seq) = seq else {
+            return no(
+                Refusal::BadMessage,
+                "'seq' is missing or not a whole number from 1 to 2^53-1".to_owned(),
+            );
+        };
+        if seq <= self.last_received {
+            let detail = format!("'seq' {seq} is not greater than {}", self.last_received);
+            return Err(No::new(Some(seq), Refusal::Replayed, detail));
+        }
+        Ok(Fresh { members, seq })
+    }
+
+    /// Rate, the operation's members, policy; then the operation.
+    fn act(&mut self, fresh: &Fresh<'_>, now: Moment) -> Result<(), No> {
+        let seq = fresh.seq;
+        let no = |refusal, detail: &str| Err(No::new(Some(seq), refusal, detail));
+        if let Err(wait) = self.bucket.take(now.monotonic) {
+            let retry_after = Some(wait.as_secs() + 1);
+            return Err(No {
+                retry_after,
+                ..No::new(Some(seq), Refusal::RateLimited, "over the device's rate")
+            });
+        }
+        let operation =
+            fresh.members.operation().map_err(|why| No::new(Some(seq), Refusal::BadMessage, why))?;
+        let who = Who { device: &self.grant.device, fleet: &self.grant.fleet };
+        match operation {
+            Operation::Publish { channel, .. } if !self.grant.policy.may_publish(who, &channel) => {
+                return no(Refusal::Forbidden, "the policy denies publishing to this channel");
+            }
+            Operation::Publish { id, channel, data, at } => {
+                self.undecided += 1;
+                let publish = Publish {
+                    device: self.grant.device.clone(),
+                    id,
+                    channel: channel.into_owned().into(),
+                    data: data.get().into(),
+                    at,
+                    received: now.wall,
+                };
+                self.outputs.push_back(Output::Store(Accepted::new(fresh, publish)));
+                return Ok(());
+            }
+            Operation::Subscribe(filter) => {
+                if !self.grant.policy.may_subscribe(who, &filter) {
+                    return no(Refusal::Forbidden, "the policy denies subscribing with this filter");
+                }
+                let full = self.subscriptions.len() >= self.settings.max_subscriptions;
+                if full && !self.subscriptions.contains_key(&filter) {
+                    return no(Refusal::Forbidden, "this session has as many subscriptions as one may have");
+                }
+                self.subscriptions.insert(filter.clone(), seq);
+                self.outputs.push_back(Output::Subscribe(filter));
+            }
+            Operation::Unsubscribe(filter) => {
+                if self.subscriptions.remove(&filter).is_some() {
+                    self.outputs.push_back(Output::Unsubscribe(filter));
+                }
+            }
+            Operation::Renew => return no(Refusal::Forbidden, "this gateway does not renew certificates"),
+            // No command is waiting for it: acked and dropped.
+            Operation::Hello | Operation::Result => {}
+        }
+        self.settled.push(seq);
+        Ok(())
+    }
+
+    fn reject(&mut self, no: No, now: Moment) {
+        let No { reference, refusal, detail, retry_after } = no;
+        let error = refusal.as_str().to_owned();
+        self.say("reject", &Reject { reference, error, detail, retry_after }, now);
+        if refusal.is_strike() {
+            let window = self.settings.strike_window;
+            self.strikes.retain(|at| now.monotonic.saturating_sub(*at) < window);
+            self.strikes.push(now.monotonic);
+            if self.strikes.len() >= self.settings.max_strikes {
+                self.end(Close::Strikes, None, now);
+            }
+        }
+    }
+
+    fn drop_denied_subscriptions(&mut self, now: Moment) {
+        let who = Who { device: &self.grant.device, fleet: &self.grant.fleet };
+        let denied: Vec<(Filter, u64)> = self
+            .subscriptions
+            .iter()
+            .filter(|(filter, _)| !self.grant.policy.may_subscribe(who, filter))
+            .map(|(filter, seq)| (filter.clone(), *seq))
+            .collect();
+        for (filter, seq) in denied {
+            self.subscriptions.remove(&filter);
+            self.outputs.push_back(Output::Unsubscribe(filter));
+            self.reject(No::new(Some(seq), Refusal::Forbidden, "a new policy denies this subscription"), now);
+        }
+    }
+
+    fn say<B: serde::Serialize>(&mut self, op: &'static str, body: &B, now: Moment) {
+        self.last_sent += 1;
+        let message = Signed {
+            iss: GATEWAY,
+            aud: self.grant.device.as_str(),
+            sid: &self.sid,
+            seq: self.last_sent,
+            iat: now.wall,
+            op,
+            body,
+        };
+        #[expect(clippy::expect_used, reason = "our own types have string keys and no failing Serialize")]
+        let payload = serde_json::to_vec(&message).expect("a downlink message is JSON");
+        self.outputs.push_back(Output::Send(self.grant.signer.sign(&payload)));
+    }
+}

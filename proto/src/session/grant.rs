@@ -1,0 +1,71 @@
+//! What a session may do, and what holds for all sessions of a gateway.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::close::Close;
+use crate::ids::{DeviceId, FleetId};
+use crate::key::{Key, Keyring};
+use crate::limits::Limits;
+use crate::policy::Policy;
+use crate::time::NumericDate;
+
+/// What the registry says of a device, ready for use.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    /// The device.
+    pub device: DeviceId,
+    /// Its fleet.
+    pub fleet: FleetId,
+    /// The key versions that it may sign with.
+    pub keyring: Keyring,
+    /// The key that the gateway signs with.
+    pub signer: Key,
+    /// The fleet's policy.
+    pub policy: Arc<Policy>,
+    /// The session's limits.
+    pub limits: Limits,
+    /// When the certificate expires.
+    pub certificate_expires: NumericDate,
+    /// When the certificate's grace ends, for a superseded one.
+    pub grace_ends: Option<NumericDate>,
+}
+
+impl Grant {
+    /// When the certificate stops holding, and how the session ends then.
+    pub(super) fn certificate_end(&self) -> (NumericDate, Close) {
+        match self.grace_ends {
+            Some(end) if end < self.certificate_expires => (end, Close::Suspended),
+            _ => (self.certificate_expires, Close::CertificateExpired),
+        }
+    }
+}
+
+/// What holds for all sessions of a gateway.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The gateway's name.
+    pub gateway: Arc<str>,
+    /// This many strikes within the window end a session.
+    pub max_strikes: usize,
+    /// How long a strike counts.
+    pub strike_window: Duration,
+    /// How long a session may stay unproven.
+    pub proof_within: Duration,
+    /// The most subscriptions of a session.
+    pub max_subscriptions: usize,
+}
+
+impl Settings {
+    /// The protocol's defaults, under this gateway's name.
+    #[must_use]
+    pub fn new(gateway: Arc<str>) -> Self {
+        Self {
+            gateway,
+            max_strikes: 5,
+            strike_window: Duration::from_secs(60),
+            proof_within: Duration::from_secs(30),
+            max_subscriptions: 32,
+        }
+    }
+}
