@@ -1,0 +1,109 @@
+//! What the gateway must know of a CA certificate.
+
+use super::{LeafError, extension, is_ca, key_usage, parse};
+use crate::hex;
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_KEY_IDENTIFIER;
+
+/// Bit 5 of KeyUsage (RFC 5280 §4.2.1.3).
+const KEY_CERT_SIGN: u16 = 1 << 5;
+
+/// A CA certificate's facts. A resumed handshake skips path validation and rustls-webpki ignores `keyCertSign=false`, so
+/// the gateway asks these itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaCertificate {
+    subject: Vec<u8>,
+    key_id: Option<String>,
+    is_ca: bool,
+    key_cert_sign: bool,
+    not_before: i64,
+    not_after: i64,
+}
+
+impl CaCertificate {
+    /// Reads a certificate from DER. It checks no signature and no date, and reads one that is not a CA's as well.
+    ///
+    /// # Errors
+    /// [`LeafError`] where the bytes are no certificate, or one whose constraints are ambiguous.
+    pub fn parse(der: &[u8]) -> Result<Self, LeafError> {
+        const KEY_ID: &str = "subject key id";
+        let certificate = parse(der)?;
+        let key_id = match extension(&certificate, &OID_X509_EXT_SUBJECT_KEY_IDENTIFIER, KEY_ID)? {
+            None => None,
+            Some(ParsedExtension::SubjectKeyIdentifier(id)) => Some(hex::encode(id.0)),
+            Some(_) => return Err(LeafError::Extension(KEY_ID)),
+        };
+        Ok(Self {
+            subject: certificate.subject().as_raw().to_vec(),
+            key_id,
+            is_ca: is_ca(&certificate)?,
+            key_cert_sign: key_usage(&certificate)?.is_some_and(|usage| usage & KEY_CERT_SIGN != 0),
+            not_before: certificate.validity().not_before.timestamp(),
+            not_after: certificate.validity().not_after.timestamp(),
+        })
+    }
+
+    /// The subject's distinguished name in DER; equal to [`super::Leaf::issuer`] of what it signed.
+    #[must_use]
+    pub fn subject(&self) -> &[u8] {
+        &self.subject
+    }
+
+    /// Its subject key identifier in lowercase hex, if it has one.
+    #[must_use]
+    pub fn key_id(&self) -> Option<&str> {
+        self.key_id.as_deref()
+    }
+
+    /// Whether basicConstraints says CA.
+    #[must_use]
+    pub const fn is_ca(&self) -> bool {
+        self.is_ca
+    }
+
+    /// Whether its key usage is there and has keyCertSign.
+    #[must_use]
+    pub const fn key_cert_sign(&self) -> bool {
+        self.key_cert_sign
+    }
+
+    /// The first second of its validity, in Unix time.
+    #[must_use]
+    pub const fn not_before(&self) -> i64 {
+        self.not_before
+    }
+
+    /// The last second of its validity, in Unix time.
+    #[must_use]
+    pub const fn not_after(&self) -> i64 {
+        self.not_after
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Leaf;
+    use crate::testing::{authorities, device, now};
+
+    #[test]
+    fn a_ca_and_what_it_signed_find_each_other() {
+        let (root, issuing) = authorities();
+        let leaf = Leaf::parse(&device(&issuing, "press-7").der).unwrap();
+        let ca = CaCertificate::parse(issuing.certificate_der()).unwrap();
+        assert!(ca.is_ca() && ca.key_cert_sign());
+        assert_eq!(leaf.issuer(), ca.subject());
+        assert_eq!(leaf.issuer_key_id(), ca.key_id());
+        assert_eq!(ca.key_id(), Some(issuing.key_id()));
+        assert_ne!(ca.subject(), CaCertificate::parse(root.certificate_der()).unwrap().subject());
+        assert_eq!(ca.not_before(), now().unix_timestamp() - 300);
+        assert_eq!(ca.not_after(), issuing.not_after().unix_timestamp());
+    }
+
+    #[test]
+    fn a_device_is_no_ca() {
+        let (_, issuing) = authorities();
+        let not_a_ca = CaCertificate::parse(&device(&issuing, "press-7").der).unwrap();
+        assert!(!not_a_ca.is_ca() && !not_a_ca.key_cert_sign());
+    }
+}
