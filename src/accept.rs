@@ -1,0 +1,247 @@
+//! The front door: TCP, TLS, identity and upgrade of one connection in one task, under one deadline.
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::time::Duration;
+
+use doorward_pki::identity::{Fingerprint, Leaf, display_subject};
+use doorward_proto::ids::DeviceId;
+use doorward_proto::session::Grant;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::gateway::Gateway;
+use crate::gateway::mailbox::Mailbox;
+use crate::gateway::sessions::Handle;
+use crate::identity::{self, Denied, Problem};
+use crate::upgrade::{self, HeadError};
+use crate::{clock, connection, entropy, tls};
+
+/// The connection's stream, boxed: what a session keeps of it is a pointer.
+pub(crate) type Stream = Box<TlsStream<TcpStream>>;
+
+/// Between tries of `accept` when it fails for want of a descriptor or of memory.
+const BACK_OFF: Duration = Duration::from_millis(50);
+/// How long a refused peer may take to read its refusal.
+const LINGER: Duration = Duration::from_secs(2);
+/// How often an admission asks again when the record changes under it.
+const MAX_LOOK_UPS: u32 = 8;
+
+/// A device that has come through the door.
+pub(crate) struct Admitted {
+    pub(crate) stream: Stream,
+    /// What it sent behind its upgrade request.
+    pub(crate) rest: Vec<u8>,
+    pub(crate) handle: Arc<Handle>,
+    pub(crate) grant: Grant,
+    pub(crate) peer: SocketAddr,
+}
+
+/// Accepts until it is told to stop.
+pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: CancellationToken) {
+    // One descriptor in reserve: when none is left it is given up for a moment to accept and close what waits, so that
+    // the backlog does not fill with the dead.
+    let mut reserve = File::open("/dev/null").ok();
+    let mut complained = None;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((tcp, peer)) => match Arc::clone(&gateway.connections).try_acquire_owned() {
+                Ok(permit) => {
+                    gateway.tasks.spawn(admit(Arc::clone(&gateway), tcp, peer, permit));
+                }
+                Err(_) => {
+                    gateway.counters.over_limit();
+                    debug!(%peer, "closed: as many connections as limits.connections allows");
+                }
+            },
+            // The peer was gone before it was accepted: nothing of ours.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                let now = clock::now().monotonic;
+                if complained.is_none_or(|last| now - last > Duration::from_secs(10)) {
+                    complained = Some(now);
+                    warn!(%error, "cannot accept; raise the limit of open files (LimitNOFILE, ulimit -n) or lower limits.connections");
+                }
+                drop(reserve.take());
+                if let Ok(Ok((tcp, _))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
+                    drop(tcp);
+                }
+                reserve = File::open("/dev/null").ok();
+                tokio::time::sleep(BACK_OFF).await;
+            }
+        }
+    }
+}
+
+async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
+    let Ok(id) = entropy::random::<8>().map(|bytes| format!("{:016x}", u64::from_be_bytes(bytes))) else {
+        warn!(%peer, "closed: the operating system gives no random bytes");
+        return;
+    };
+    let id: Arc<str> = id.into();
+    let deadline = gateway.config.limits.handshake_timeout.0;
+    // Boxed and dropped here: a session does not keep its handshake's state.
+    let handshake = Box::pin(handshake(&gateway, tcp, peer, &id));
+    match tokio::time::timeout(deadline, handshake).await {
+        Ok(Some(admitted)) => {
+            let session = connection::run(Arc::clone(&gateway), admitted, permit);
+            gateway.tasks.spawn(session);
+        }
+        Ok(None) => {}
+        Err(_) => {
+            gateway.counters.handshake_timeout();
+            info!(connection = %id, %peer, reason = "timeout", "refused: not through the handshake in time");
+        }
+    }
+}
+
+/// TLS, identity, upgrade. What fails has been answered, counted and logged when it returns `None`.
+async fn handshake(
+    gateway: &Arc<Gateway>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    id: &Arc<str>,
+) -> Option<Admitted> {
+    let turn = gateway.handshakes.acquire().await.ok()?;
+    // Small frames, answered at once: waiting to fill a segment would only add latency. A failure costs just that.
+    let _ = tcp.set_nodelay(true);
+    let acceptor = TlsAcceptor::from(gateway.tls.load_full());
+    let (accepted, subject) = tls::noting_subject(acceptor.accept(tcp)).await;
+    let mut stream: Stream = match accepted {
+        Ok(stream) => Box::new(stream),
+        Err(error) => {
+            gateway.counters.tls_refused();
+            info!(connection = %id, %peer, subject = subject.as_deref().unwrap_or("-"), reason = %error, "refused in TLS");
+            return None;
+        }
+    };
+    drop(turn);
+    let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).cloned();
+    // The verifier demands a certificate; none here would be a hole, not a guest.
+    let leaf = leaf?;
+    let admitted = match admit_request(gateway, &mut stream, peer, id, &leaf).await {
+        Ok(Some((wanted, rest, handle, grant))) => {
+            if let Err(error) = upgrade::accept(&mut stream, &wanted).await {
+                debug!(connection = %id, %peer, %error, "gone during the upgrade");
+                gateway.sessions.leave(&handle);
+                return None;
+            }
+            return Some(Admitted { stream, rest, handle, grant, peer });
+        }
+        Ok(None) => return None,
+        Err(denied) => denied,
+    };
+    refuse(gateway, stream, peer, id, &display_subject(&leaf), &admitted).await;
+    None
+}
+
+type Admission = (upgrade::Wanted, Vec<u8>, Arc<Handle>, Grant);
+
+async fn admit_request(
+    gateway: &Arc<Gateway>,
+    stream: &mut Stream,
+    peer: SocketAddr,
+    id: &Arc<str>,
+    der: &[u8],
+) -> Result<Option<Admission>, Denied> {
+    let mut rest = Vec::new();
+    let head = upgrade::read_head(stream, &mut rest).await;
+    if gateway.is_draining() {
+        return Err(Denied::new(Problem::Draining, "this gateway is going away; reconnect"));
+    }
+    let request = match head {
+        Ok(request) => request,
+        Err(HeadError::Malformed(why)) => return Err(Denied::new(Problem::Malformed, why)),
+        Err(HeadError::Io(error)) => {
+            gateway.counters.gone();
+            debug!(connection = %id, %peer, %error, "gone before its request");
+            return Ok(None);
+        }
+    };
+    let leaf = Leaf::parse(der).map_err(|error| Denied::new(Problem::CertificateUnfit, error.to_string()))?;
+    let fingerprint = Fingerprint::of(der);
+    // Whose admission this is, for the feed; a name that is no id belongs to no record.
+    let named = leaf.common_name().ok().and_then(|name| DeviceId::new(name).ok());
+    let watch = named.as_ref().map(|device| gateway.sessions.watch(device));
+
+    let mut wanted = None;
+    let mut request = Some(request);
+    for _ in 0..MAX_LOOK_UPS {
+        if let Some(watch) = &watch {
+            watch.reset();
+        }
+        let record = gateway.registry.look_up(&fingerprint).await.map_err(|error| {
+            warn!(connection = %id, %peer, %error, "the registry does not answer");
+            Denied::new(Problem::Unavailable, "the gateway cannot reach its registry")
+        })?;
+        let now = clock::now().wall;
+        identity::judge(&leaf, record.as_ref(), now)?;
+        // Known devices alone are told what is wrong with their requests.
+        if let Some(request) = request.take() {
+            wanted = Some(request.judge(&gateway.config.gateway.origins)?);
+        }
+        let (Some(record), Some(key), Some(watch)) = (record, wanted.as_ref().map(|w| w.key), &watch) else {
+            break;
+        };
+        let grant = gateway.granter.grant(&record, key, now)?;
+        let handle = Arc::new(Handle {
+            id: Arc::clone(id),
+            device: record.device,
+            fleet: record.fleet,
+            certificate: fingerprint,
+            key,
+            mailbox: Mailbox::default(),
+            heard_ms: AtomicI64::new(now.as_millis()),
+            suspect: AtomicBool::new(false),
+        });
+        if gateway.sessions.enter(watch, &handle) {
+            return Ok(wanted.map(|wanted| (wanted, rest, handle, grant)));
+        }
+    }
+    Err(Denied::new(Problem::Unavailable, "the device's record keeps changing; try again"))
+}
+
+async fn refuse(
+    gateway: &Gateway,
+    mut stream: Stream,
+    peer: SocketAddr,
+    id: &str,
+    subject: &str,
+    denied: &Denied,
+) {
+    let problem = denied.problem;
+    gateway.counters.refused(problem);
+    info!(
+        connection = %id, %peer, subject, status = problem.status(), reason = problem.label(), detail = %denied.detail,
+        "refused"
+    );
+    let retry_after = match problem {
+        Problem::Draining | Problem::Unavailable | Problem::TooMany => Some(fastrand::u64(1..=10)),
+        _ => None,
+    };
+    let answer = async {
+        upgrade::refuse(&mut stream, denied, id, retry_after).await?;
+        stream.shutdown().await?;
+        // Closing with unread bytes would reset the connection under the answer.
+        let mut unread = [0; 512];
+        let mut left = 64;
+        while left > 0 && stream.read(&mut unread).await? > 0 {
+            left -= 1;
+        }
+        io::Result::Ok(())
+    };
+    // A peer that does not take its refusal has lost only that.
+    let _ = tokio::time::timeout(LINGER, answer).await;
+}

@@ -1,0 +1,166 @@
+//! The command line: what operators say and what they are told. Words and progress go to standard error, results to
+//! standard output.
+
+mod bulk;
+mod completions;
+mod config;
+mod demo;
+mod device;
+mod failure;
+mod fleet;
+mod gateway;
+mod init;
+mod issue;
+mod message;
+mod output;
+mod session;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand};
+use zeroize::Zeroizing;
+
+use crate::config::Config;
+use crate::home::{self, Home};
+use crate::registry::{self, Access, DatabaseUrl, Registry};
+
+use failure::{Failure, Outcome};
+
+#[derive(Parser, Debug)]
+#[command(name = "doorward", version, about, max_term_width = 100, propagate_version = true)]
+#[command(after_help = "Example:\n  doorward init\n  doorward device add press-7\n  doorward gateway run")]
+struct Cli {
+    #[command(flatten)]
+    shared: Shared,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Args, Debug, Clone)]
+struct Shared {
+    /// The home: configuration, keys and local state
+    #[arg(long, global = true, env = "DOORWARD_HOME", default_value = "./doorward-home", value_name = "DIR")]
+    home: PathBuf,
+    /// The registry: sqlite://PATH or postgres://USER@HOST/DATABASE [default: database.url of the configuration,
+    /// else HOME/registry.db]
+    #[arg(long, global = true, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    database: Option<String>,
+    /// One JSON value on standard output
+    #[arg(long, global = true)]
+    json: bool,
+    /// The passphrase of the CA keys, in the first line of a file
+    #[arg(long, global = true, env = "DOORWARD_PASSPHRASE_FILE", value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Make a home: PKI, configuration and registry; repeating it changes nothing
+    Init(init::Init),
+    /// Show the whole path in a temporary home, and print what happened
+    Demo(demo::Demo),
+    /// Run the gateway
+    #[command(subcommand)]
+    Gateway(gateway::Gateway),
+    /// Groups of devices that share a policy
+    #[command(subcommand)]
+    Fleet(fleet::Fleet),
+    /// Devices and their credentials
+    #[command(subcommand)]
+    Device(Box<device::Device>),
+    /// Who is connected
+    #[command(subcommand)]
+    Session(session::Session),
+    /// What was stored
+    #[command(subcommand)]
+    Message(message::Message),
+    /// The configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  doorward completions bash > /etc/bash_completion.d/doorward")]
+    Completions(completions::Completions),
+    /// Write the manual pages into a folder
+    #[command(after_help = "Example:\n  doorward man /usr/local/share/man/man1")]
+    Man(completions::Man),
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::new(format!("cannot start: {error}")).report(),
+    };
+    let outcome = runtime.block_on(run(cli));
+    // A thread that is still busy with the file system does not keep the command from ending.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn run(cli: Cli) -> Outcome {
+    let Cli { shared, command } = cli;
+    match command {
+        Command::Init(init) => init.run(&shared).await,
+        Command::Demo(demo) => demo.run(&shared).await,
+        Command::Gateway(gateway) => gateway.run(&shared).await,
+        Command::Fleet(fleet) => fleet.run(&shared).await,
+        Command::Device(device) => device.run(&shared).await,
+        Command::Session(session) => session.run(&shared).await,
+        Command::Message(message) => message.run(&shared).await,
+        Command::Config(config) => config.run(&shared),
+        Command::Completions(completions) => completions.run(),
+        Command::Man(man) => man.run(),
+    }
+}
+
+impl Shared {
+    fn home(&self) -> Home {
+        Home::new(&self.home)
+    }
+
+    /// The configuration of the home. Without a file it is the default where a registry is named, for then a command
+    /// needs nothing else of the home.
+    fn config(&self) -> Result<Config, Failure> {
+        let home = self.home();
+        if !home.config().exists() {
+            if self.database.is_some() {
+                return Ok(Config::default());
+            }
+            return Err(Failure::new(format!("there is no home at {}", self.home.display()))
+                .next("make one with 'doorward init', or name another with --home or DOORWARD_HOME"));
+        }
+        Ok(Config::load(&home)?)
+    }
+
+    /// Which registry: the option or the environment, else the configuration, else SQLite in the home.
+    fn database_url(&self, config: &Config) -> Result<DatabaseUrl, Failure> {
+        let configured = Some(config.database.url.as_str()).filter(|url| !url.is_empty());
+        match self.database.as_deref().or(configured) {
+            Some(url) => Ok(DatabaseUrl::parse(url)?),
+            None => Ok(DatabaseUrl::file(&self.home().database())),
+        }
+    }
+
+    /// The registry, which must have this version's schema.
+    async fn registry(&self) -> Result<Arc<dyn Registry>, Failure> {
+        let registry = registry::connect(&self.database_url(&self.config()?)?, Access::Existing)?;
+        registry.check_schema().await?;
+        Ok(registry)
+    }
+
+    fn passphrase(&self) -> Result<Option<Zeroizing<Vec<u8>>>, Failure> {
+        let Some(path) = &self.passphrase_file else { return Ok(None) };
+        let text = home::read_secret(path)?;
+        let passphrase = doorward_pki::key_file::passphrase(&text)
+            .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+        Ok(Some(Zeroizing::new(passphrase.as_bytes().to_vec())))
+    }
+}

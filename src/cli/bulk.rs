@@ -1,0 +1,271 @@
+//! `device add --count`: many devices into one file, a line a device.
+//!
+//! A batch's lines are written and synced first, then its devices commit together. A run that is cut short leaves
+//! `FILE.part`; a repeat reads it, commits what stands there and was not recorded, and goes on. `FILE` itself appears
+//! when all is done.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use doorward_pki::bundle::{BulkLine, PrivateKeyPem};
+use doorward_pki::{Fingerprint, Leaf};
+use doorward_proto::ids::DeviceId;
+use indicatif::{ProgressBar, ProgressStyle};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use serde_json::json;
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use super::device::{self, Add};
+use super::failure::{Failure, Outcome};
+use super::issue::{Credentials, Issuer};
+use super::{Shared, output};
+use crate::home::{self, SECRET};
+use crate::registry::{NewCertificate, NewDevice, Registry};
+
+/// Devices of one transaction.
+const BATCH: usize = 500;
+/// A line is about 3 KiB; one of this length is not ours.
+const MAX_LINE: u64 = 64 << 10;
+
+/// One run, begun now or earlier.
+struct Run<'a> {
+    add: &'a Add,
+    ids: Vec<DeviceId>,
+    file: PathBuf,
+    registry: &'a dyn Registry,
+    issuer: Issuer,
+}
+
+pub(super) async fn run(add: &Add, shared: &Shared) -> Outcome {
+    let (Some(count), Some(prefix), Some(file)) = (add.count, &add.prefix, &add.out) else {
+        return Err(Failure::usage("--count needs --prefix and --out"));
+    };
+    let id = |n: u32| {
+        let id = format!("{prefix}{n:06}");
+        DeviceId::new(&id).map_err(|error| Failure::usage(format!("'{id}' cannot be a device: {error}")))
+    };
+    let ids: Vec<DeviceId> = (1..=count).map(id).collect::<Result<_, _>>()?;
+    let registry = shared.registry().await?;
+    device::check_fleet(&*registry, &add.fleet).await?;
+    let run = Run { add, ids, file: file.clone(), registry: &*registry, issuer: Issuer::load(shared)? };
+    let made = run.go().await?;
+    if shared.json {
+        return output::json(&json!({ "file": file, "devices": count, "added": made }));
+    }
+    let words = match made {
+        0 => "were there already".to_owned(),
+        made if made == count as usize => "are registered".to_owned(),
+        made => format!("are registered, {made} of them by this run"),
+    };
+    output::say(format!("{count} devices {words}; their credentials are in {}", file.display()));
+    Ok(())
+}
+
+impl Run<'_> {
+    /// How many devices this run has added.
+    async fn go(&self) -> Result<usize, Failure> {
+        if self.file.exists() {
+            let file = File::open(&self.file).map_err(|error| self.failed(&self.file, &error))?;
+            let lines = self.read(file, &self.file)?.0;
+            if lines.len() != self.ids.len() {
+                return Err(self.another(&self.file, &format!("it has {} devices", lines.len())));
+            }
+            return self.commit_missing(lines).await;
+        }
+        let part = self.part();
+        let mut file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(SECRET)
+            .open(&part)
+            .map_err(|error| self.failed(&part, &error))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Failure::new(format!("another run is writing {}", part.display()))
+                    .next("wait for it to end"));
+            }
+            Err(TryLockError::Error(error)) => return Err(self.failed(&part, &error)),
+        }
+        let copy = file.try_clone().map_err(|error| self.failed(&part, &error))?;
+        let (lines, whole) = self.read(copy, &part)?;
+        // A line that was cut short was never committed.
+        file.set_len(whole)
+            .and_then(|()| file.seek(SeekFrom::End(0)))
+            .map_err(|error| self.failed(&part, &error))?;
+        let begun = lines.len();
+        let checked = self.refuse_taken(self.ids.get(begun..).unwrap_or_default()).await;
+        if checked.is_err() && begun == 0 {
+            // Nothing was begun: no file is left behind to wonder about.
+            let _ = std::fs::remove_file(&part);
+        }
+        checked?;
+        let mut added = self.commit_missing(lines).await?;
+
+        let bar = ProgressBar::new(self.ids.len() as u64).with_position(begun as u64);
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} devices  {per_sec}  {eta}") {
+            bar.set_style(style);
+        }
+        let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
+        for batch in self.ids.get(begun..).unwrap_or_default().chunks(BATCH) {
+            // Between batches alone: a batch is written and committed whole.
+            if futures_util::poll!(interrupt.as_mut()).is_ready() {
+                bar.abandon();
+                let done = begun + added;
+                return Err(Failure::new(format!(
+                    "interrupted after {done} of {} devices, each of them whole",
+                    self.ids.len()
+                ))
+                .next("repeat the command to go on where it stopped"));
+            }
+            let (lines, records) = self.issue(batch)?;
+            file.write_all(lines.as_bytes())
+                .and_then(|()| file.sync_data())
+                .map_err(|error| self.failed(&part, &error))?;
+            self.registry.add_devices(&records).await.map_err(|error| {
+                Failure::from(error)
+                    .next("what was added stands; repeat the command to go on where it stopped")
+            })?;
+            added += batch.len();
+            bar.inc(batch.len() as u64);
+        }
+        bar.finish_and_clear();
+        home::rename(&part, &self.file)?;
+        Ok(added)
+    }
+
+    fn part(&self) -> PathBuf {
+        let mut name = self.file.clone().into_os_string();
+        name.push(".part");
+        name.into()
+    }
+
+    /// Credentials for some devices: the lines for the file, and the rows for the registry.
+    fn issue(&self, ids: &[DeviceId]) -> Result<(Zeroizing<String>, Vec<NewDevice>), Failure> {
+        let mut text = Zeroizing::new(String::with_capacity(ids.len() * 4096));
+        let mut records = Vec::with_capacity(ids.len());
+        for id in ids {
+            let issued = self.issuer.issue(id, &self.add.fleet, self.add.lifetime())?;
+            let Credentials { record, file, chain, private_key, .. } = issued;
+            let private_key = private_key.ok_or_else(|| Failure::new("no private key was made"))?;
+            let line = BulkLine::new(file, chain, PrivateKeyPem::new(private_key), self.issuer.ca.clone());
+            text.push_str(&line.to_line()?);
+            records.push(record);
+        }
+        Ok((text, records))
+    }
+
+    /// The devices of a file, which must be the first of this run's, and how long its whole lines are together.
+    fn read(&self, file: File, path: &Path) -> Result<(Vec<NewDevice>, u64), Failure> {
+        let mut reader = BufReader::new(file);
+        let mut devices = Vec::new();
+        let mut whole = 0;
+        loop {
+            let mut line = Zeroizing::new(String::with_capacity(4096));
+            let read = std::io::Read::take(&mut reader, MAX_LINE).read_line(&mut line);
+            match read {
+                Ok(0) => return Ok((devices, whole)),
+                Ok(_) if !line.ends_with('\n') => return Ok((devices, whole)),
+                Ok(read) => whole += read as u64,
+                Err(error) => return Err(self.failed(path, &error)),
+            }
+            let line: BulkLine = serde_json::from_str(&line).map_err(|error| {
+                self.another(path, &format!("line {} is no device: {error}", devices.len() + 1))
+            })?;
+            match self.ids.get(devices.len()) {
+                Some(id) if *id == line.device && line.fleet == self.add.fleet => {}
+                _ => {
+                    return Err(
+                        self.another(path, &format!("it holds '{}' of fleet '{}'", line.device, line.fleet))
+                    );
+                }
+            }
+            devices.push(self.record(&line, path)?);
+        }
+    }
+
+    /// The registry's rows of a device, from its line.
+    fn record(&self, line: &BulkLine, path: &Path) -> Result<NewDevice, Failure> {
+        let broken =
+            |why: String| self.another(path, &format!("the certificate of '{}': {why}", line.device));
+        let der =
+            CertificateDer::from_pem_slice(line.certificate.as_bytes()).map_err(|e| broken(e.to_string()))?;
+        let leaf = Leaf::parse(&der).map_err(|error| broken(error.to_string()))?;
+        let time =
+            |seconds| OffsetDateTime::from_unix_timestamp(seconds).map_err(|error| broken(error.to_string()));
+        if leaf.issuer_key_id() != Some(self.issuer.key_id()) {
+            return Err(broken("it is signed by another CA than this home's".to_owned()));
+        }
+        Ok(NewDevice {
+            id: line.device.clone(),
+            fleet: line.fleet.clone(),
+            certificate: NewCertificate {
+                fingerprint: Fingerprint::of(&der),
+                serial: leaf.serial().to_owned(),
+                issuer: self.issuer.key_id().to_owned(),
+                not_before: time(leaf.not_before())?,
+                not_after: time(leaf.not_after())?,
+                der: der.to_vec(),
+            },
+            sealed_key: self.issuer.seal(&line.device, line.key.hmac.as_bytes())?,
+        })
+    }
+
+    /// Commits those devices of a file that are not in the registry yet.
+    async fn commit_missing(&self, devices: Vec<NewDevice>) -> Result<usize, Failure> {
+        let mut added = 0;
+        for batch in devices.chunks(BATCH) {
+            let ids: Vec<DeviceId> = batch.iter().map(|device| device.id.clone()).collect();
+            let known: HashMap<String, Vec<Fingerprint>> = self
+                .registry
+                .known(&ids)
+                .await?
+                .into_iter()
+                .map(|(id, certificates)| (id.as_str().to_ascii_lowercase(), certificates))
+                .collect();
+            let mut missing = Vec::new();
+            for device in batch {
+                match known.get(&device.id.as_str().to_ascii_lowercase()) {
+                    None => missing.push(device.clone()),
+                    Some(certificates) if certificates.contains(&device.certificate.fingerprint) => {}
+                    Some(_) => return Err(taken(&device.id)),
+                }
+            }
+            if !missing.is_empty() {
+                self.registry.add_devices(&missing).await?;
+                added += missing.len();
+            }
+        }
+        Ok(added)
+    }
+
+    /// Refuses before anything is made where an id is somebody else's.
+    async fn refuse_taken(&self, ids: &[DeviceId]) -> Outcome {
+        for batch in ids.chunks(BATCH) {
+            if let Some((id, _)) = self.registry.known(batch).await?.first() {
+                return Err(taken(id));
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&self, path: &Path, error: &std::io::Error) -> Failure {
+        Failure::new(format!("cannot use {}: {error}", path.display()))
+    }
+
+    fn another(&self, path: &Path, why: &str) -> Failure {
+        Failure::refused(format!("{} is not of this run: {why}", path.display()))
+            .next("repeat the command that began it, or name another file with --out")
+    }
+}
+
+fn taken(id: &DeviceId) -> Failure {
+    Failure::refused(format!("the device '{id}' exists already, and not from this run"))
+        .next("choose another --prefix; nothing was added for it")
+}

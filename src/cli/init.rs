@@ -1,0 +1,178 @@
+//! `init`: a home with its PKI, configuration and registry. What exists stands; what is missing is made.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use doorward_pki::authority::HostError;
+use doorward_pki::seal::MasterKey;
+use doorward_pki::{Authority, Host, Serial, key_file, key_to_pem, profile};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::failure::{Failure, Outcome};
+use super::{Shared, issue, output};
+use crate::config::{self, Config};
+use crate::home::{self, Home, PUBLIC, SECRET};
+use crate::registry::{self, Access, Done};
+use crate::{clock, entropy};
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  doorward init --host gate.example.com --host 10.0.0.7")]
+pub(super) struct Init {
+    /// A name or address that devices reach the gateway by [default: localhost, 127.0.0.1, ::1 and this host's name]
+    #[arg(long = "host", value_name = "NAME_OR_IP", value_parser = parse_host)]
+    hosts: Vec<Host>,
+}
+
+fn parse_host(text: &str) -> Result<Host, HostError> {
+    text.parse()
+}
+
+/// What was made and what stood.
+#[derive(Debug, Default)]
+struct Report {
+    made: Vec<PathBuf>,
+    stands: Vec<PathBuf>,
+}
+
+impl Report {
+    /// Writes a file that is not there.
+    fn write(
+        &mut self,
+        path: PathBuf,
+        mode: u32,
+        text: impl FnOnce() -> Result<Zeroizing<String>, Failure>,
+    ) -> Outcome {
+        if path.exists() {
+            self.stands.push(path);
+            return Ok(());
+        }
+        home::write_new(&path, &text()?, mode)?;
+        self.made.push(path);
+        Ok(())
+    }
+}
+
+impl Init {
+    pub(super) async fn run(&self, shared: &Shared) -> Outcome {
+        let home = shared.home();
+        let hosts = if self.hosts.is_empty() { default_hosts() } else { self.hosts.clone() };
+        let mut report = Report::default();
+        for folder in [home.path().to_owned(), home.path().join("pki"), home.state()] {
+            home::make_folder(&folder)?;
+        }
+        report.write(home.config(), PUBLIC, || Ok(Zeroizing::new(config_text(&self.hosts))))?;
+        let config = Config::load(&home)?;
+        make_pki(&home, &hosts, shared, &mut report)?;
+        let url = shared.database_url(&config)?;
+        let migrated = registry::connect(&url, Access::Create)?.migrate().await?;
+
+        if shared.json {
+            return output::json(&json!({
+                "home": home.path(), "made": report.made, "stands": report.stands, "registry": url.to_string(),
+                "registry_changed": migrated == Done::Changed,
+            }));
+        }
+        for path in &report.made {
+            output::say(format!("made    {}", path.display()));
+        }
+        for path in &report.stands {
+            output::say(format!("stands  {}", path.display()));
+        }
+        let words = if migrated == Done::Changed { "made   " } else { "stands " };
+        output::say(format!("{words} the registry's schema at {url}"));
+        if !self.hosts.is_empty() && report.stands.contains(&home.pki("gateway.crt")) {
+            output::say(
+                "the gateway's certificate stands for the hosts it was made for; --host changed nothing",
+            );
+        }
+        if report.made.is_empty() && migrated == Done::Already {
+            output::say("nothing had to be made");
+        } else if shared.passphrase_file.is_none() && report.made.contains(&home.pki("root.key")) {
+            output::say(
+                "keep pki/root.key away from this machine, or encrypt the CA keys with --passphrase-file",
+            );
+        }
+        Ok(())
+    }
+}
+
+fn default_hosts() -> Vec<Host> {
+    let own = gethostname::gethostname();
+    let mut hosts = vec![
+        Host::Dns("localhost".to_owned()),
+        Host::Ip(std::net::Ipv4Addr::LOCALHOST.into()),
+        Host::Ip(std::net::Ipv6Addr::LOCALHOST.into()),
+    ];
+    // A host's name that no certificate can carry is left out: it was not asked for.
+    if let Some(Ok(host)) = own.to_str().map(str::parse::<Host>)
+        && !hosts.contains(&host)
+    {
+        hosts.push(host);
+    }
+    hosts
+}
+
+/// The default configuration, with the URL of the first host that was named.
+fn config_text(hosts: &[Host]) -> String {
+    let host = match hosts.first() {
+        Some(Host::Ip(std::net::IpAddr::V6(address))) => format!("[{address}]"),
+        Some(host) => host.to_string(),
+        None => return config::DEFAULT_TEXT.to_owned(),
+    };
+    config::DEFAULT_TEXT.replace("wss://localhost:8443/", &format!("wss://{host}:8443/"))
+}
+
+fn make_pki(home: &Home, hosts: &[Host], shared: &Shared, report: &mut Report) -> Outcome {
+    let now = clock::utc();
+    let passphrase = shared.passphrase()?;
+    // A key is written before its certificate: a run that was cut short leaves a key that the next one goes on with.
+    let make_key = |report: &mut Report, name: &str, ca: bool| -> Result<rcgen::KeyPair, Failure> {
+        let path = home.pki(name);
+        let passphrase = passphrase.as_ref().filter(|_| ca);
+        report.write(path.clone(), SECRET, || {
+            let pem = key_to_pem(&entropy::key_pair()?);
+            let Some(passphrase) = passphrase else { return Ok(pem) };
+            key_file::encrypt(&pem, passphrase, entropy::random()?, entropy::random()?)
+                .map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+        })?;
+        let pem = issue::open_key(&path, shared)?;
+        rcgen::KeyPair::from_pem(&pem).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+    };
+    let serial = || -> Result<Serial, Failure> { Ok(Serial::from_random(entropy::random()?)) };
+
+    let certificate = |name: &str| home.pki(name);
+    let issuing_missing = !certificate("issuing.crt").exists();
+    if !certificate("root.crt").exists() {
+        let key = make_key(report, "root.key", true)?;
+        let root = Authority::root("Doorward root CA", key, serial()?, now)?;
+        report.write(certificate("root.crt"), PUBLIC, || Ok(Zeroizing::new(root.certificate_pem())))?;
+    } else {
+        report.stands.push(certificate("root.crt"));
+        // The root may have been moved away, which is what an offline root is for.
+        report.stands.extend(Some(home.pki("root.key")).filter(|path| path.exists()));
+    }
+    if issuing_missing {
+        let key = make_key(report, "issuing.key", true)?;
+        let root = issue::authority(home, "root", shared)?;
+        // Two homes' issuing CAs are told apart by name, too.
+        let name = format!("Doorward issuing CA {}", serial()?.to_string().get(..8).unwrap_or_default());
+        let issuing = root.issuing(&name, key, serial()?, now)?;
+        report.write(certificate("issuing.crt"), PUBLIC, || Ok(Zeroizing::new(issuing.certificate_pem())))?;
+    } else {
+        report.stands.push(certificate("issuing.crt"));
+        report.stands.extend(Some(home.pki("issuing.key")).filter(|path| path.exists()));
+    }
+    if !certificate("gateway.crt").exists() {
+        let key = make_key(report, "gateway.key", false)?;
+        let issuing = issue::authority(home, "issuing", shared)?;
+        let name = hosts.first().map(Host::to_string).unwrap_or_default();
+        let leaf = issuing.issue_gateway(&name, hosts, &key, serial()?, now, profile::GATEWAY.lifetime)?;
+        let chain = format!("{}{}", leaf.pem(), issuing.certificate_pem());
+        report.write(certificate("gateway.crt"), PUBLIC, || Ok(Zeroizing::new(chain)))?;
+    } else {
+        report.stands.push(certificate("gateway.crt"));
+        report.stands.push(home.pki("gateway.key"));
+    }
+    report.write(home.pki("master.key"), SECRET, || Ok(MasterKey::from_bytes(entropy::random()?).to_file()))
+}

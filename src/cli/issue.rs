@@ -1,0 +1,168 @@
+//! Making a device's credentials: what `device add` and its bulk form have in common.
+
+use std::path::Path;
+
+use doorward_pki::bundle::{DeviceFile, HmacKey, HmacKeyEntry};
+use doorward_pki::seal::MasterKey;
+use doorward_pki::{Authority, Certificate, Request, Serial, certificate_to_pem, key_file, key_to_pem};
+use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
+use rcgen::PublicKeyData;
+use time::Duration;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::Shared;
+use super::failure::Failure;
+use crate::home::{self, Home};
+use crate::registry::{NewCertificate, NewDevice};
+use crate::{clock, entropy};
+
+/// What signs devices and seals their keys.
+pub(super) struct Issuer {
+    authority: Authority,
+    master: MasterKey,
+    /// What devices trust for the gateway, PEM.
+    pub(super) ca: String,
+    url: String,
+}
+
+/// A device's credentials, before anything of them has been written or recorded.
+pub(super) struct Credentials {
+    /// What the registry keeps.
+    pub(super) record: NewDevice,
+    /// `device.json`.
+    pub(super) file: DeviceFile,
+    /// Leaf, then intermediate, PEM.
+    pub(super) chain: String,
+    /// PKCS#8 PEM, unless the device made its key itself.
+    pub(super) private_key: Option<Zeroizing<String>>,
+    /// Whether the validity was cut to the CA's.
+    pub(super) shortened: bool,
+}
+
+/// A CA of the home, ready to sign.
+pub(super) fn authority(home: &Home, name: &str, shared: &Shared) -> Result<Authority, Failure> {
+    let path = home.pki(&format!("{name}.crt"));
+    let certificate = home::read(&path)?;
+    let key = open_key(&home.pki(&format!("{name}.key")), shared)?;
+    Authority::load(&certificate, &key).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+}
+
+/// A private key of the home, decrypted where it is encrypted.
+pub(super) fn open_key(path: &Path, shared: &Shared) -> Result<Zeroizing<String>, Failure> {
+    let text = home::read_secret(path)?;
+    let passphrase = if key_file::is_encrypted(&text) { shared.passphrase()? } else { None };
+    key_file::open(&text, passphrase.as_ref().map(|p| p.as_slice()))
+        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+}
+
+/// The key that wraps the devices' keys.
+pub(super) fn master_key(home: &Home) -> Result<MasterKey, Failure> {
+    let path = home.pki("master.key");
+    MasterKey::parse(&home::read_secret(&path)?)
+        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+}
+
+impl Issuer {
+    pub(super) fn load(shared: &Shared) -> Result<Self, Failure> {
+        let home = shared.home();
+        Ok(Self {
+            authority: authority(&home, "issuing", shared)?,
+            master: master_key(&home)?,
+            ca: home::read(&home.pki("root.crt"))?,
+            url: shared.config()?.gateway.url,
+        })
+    }
+
+    /// Credentials with a key made here.
+    pub(super) fn issue(
+        &self,
+        id: &DeviceId,
+        fleet: &FleetId,
+        lifetime: Duration,
+    ) -> Result<Credentials, Failure> {
+        let mut key = entropy::key_pair()?;
+        let private_key = key_to_pem(&key);
+        let credentials = self.issue_for(id, fleet, lifetime, &key, Some(private_key));
+        key.zeroize();
+        credentials
+    }
+
+    /// Credentials for a key that the device keeps to itself.
+    pub(super) fn issue_csr(
+        &self,
+        request: &Request,
+        fleet: &FleetId,
+        lifetime: Duration,
+    ) -> Result<Credentials, Failure> {
+        self.issue_for(request.device(), fleet, lifetime, request, None)
+    }
+
+    fn issue_for(
+        &self,
+        id: &DeviceId,
+        fleet: &FleetId,
+        lifetime: Duration,
+        key: &impl PublicKeyData,
+        private_key: Option<Zeroizing<String>>,
+    ) -> Result<Credentials, Failure> {
+        let serial = Serial::from_random(entropy::random()?);
+        let certificate = self.authority.issue_device(id, key, serial, clock::utc(), lifetime)?;
+        let hmac = Zeroizing::new(entropy::random::<32>()?);
+        let sealed_key = self.master.seal(id, KeyVersion::FIRST, &hmac, entropy::random()?);
+        Ok(Credentials {
+            record: NewDevice {
+                id: id.clone(),
+                fleet: fleet.clone(),
+                certificate: self.certificate_record(&certificate),
+                sealed_key,
+            },
+            file: self.device_file(id, fleet, KeyVersion::FIRST, &hmac),
+            chain: format!("{}{}", certificate.pem(), self.authority.certificate_pem()),
+            private_key,
+            shortened: certificate.shortened,
+        })
+    }
+
+    /// The registry's row of a certificate that this issuer signed.
+    pub(super) fn certificate_record(&self, certificate: &Certificate) -> NewCertificate {
+        NewCertificate {
+            fingerprint: certificate.fingerprint,
+            serial: certificate.serial.to_string(),
+            issuer: self.authority.key_id().to_owned(),
+            der: certificate.der.clone(),
+            not_before: certificate.not_before,
+            not_after: certificate.not_after,
+        }
+    }
+
+    /// `device.json`.
+    pub(super) fn device_file(
+        &self,
+        device: &DeviceId,
+        fleet: &FleetId,
+        version: KeyVersion,
+        hmac: &[u8; 32],
+    ) -> DeviceFile {
+        DeviceFile {
+            device: device.clone(),
+            fleet: fleet.clone(),
+            url: self.url.clone(),
+            key: HmacKeyEntry { version, hmac: HmacKey::new(*hmac) },
+        }
+    }
+
+    /// The registry's copy of a device, from a line that an interrupted run has left: its key sealed again.
+    pub(super) fn seal(&self, id: &DeviceId, hmac: &[u8; 32]) -> Result<Vec<u8>, Failure> {
+        Ok(self.master.seal(id, KeyVersion::FIRST, hmac, entropy::random()?))
+    }
+
+    /// `device.crt`: a leaf of this issuer's, then the intermediate.
+    pub(super) fn chain(&self, leaf: &[u8]) -> String {
+        format!("{}{}", certificate_to_pem(leaf), self.authority.certificate_pem())
+    }
+
+    /// The key id of the CA that signs.
+    pub(super) fn key_id(&self) -> &str {
+        self.authority.key_id()
+    }
+}

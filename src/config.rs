@@ -1,0 +1,364 @@
+//! The configuration: read once into final types, so that no half-checked value travels. Unknown keys are refused with
+//! their line. `Config::default()` is what an empty file means, and `config/default.toml` says the same in words.
+
+mod show;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::home::Home;
+
+pub use show::{Setting, Source, settings};
+
+/// The text that `init` writes: every key, its default, and what it does.
+pub const DEFAULT_TEXT: &str = include_str!("config/default.toml");
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}; 'doorward init' makes one")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key or a value of the wrong kind. The reason shows the line.
+    #[error("{path} is not a configuration: {reason}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// With line and column.
+        reason: String,
+    },
+    /// A value that cannot work.
+    #[error("{path}: {key} = {value}: {reason}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key, dotted.
+        key: &'static str,
+        /// What it says.
+        value: String,
+        /// What it must be.
+        reason: &'static str,
+    },
+}
+
+/// Everything that a gateway is told.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Who this gateway is.
+    pub gateway: GatewaySection,
+    /// Where the registry is.
+    pub database: DatabaseSection,
+    /// Certificates.
+    pub tls: TlsSection,
+    /// Bounds on connections and sessions.
+    pub limits: LimitsSection,
+    /// Times of a session.
+    pub session: SessionSection,
+    /// What is kept of messages.
+    pub messages: MessagesSection,
+}
+
+/// `[gateway]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GatewaySection {
+    /// Its name, in `welcome`, in the registry and in logs.
+    pub name: String,
+    /// The address that devices connect to.
+    pub listen: SocketAddr,
+    /// What devices are told to connect to, in their bundles.
+    pub url: String,
+    /// `Origin` headers that are let in. Devices send none, browsers always do.
+    pub origins: Vec<String>,
+    /// How long a drain may take.
+    pub drain: Span,
+}
+
+/// `[database]`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DatabaseSection {
+    /// `sqlite://…` or `postgres://…`; empty: SQLite in the home.
+    pub url: String,
+}
+
+/// `[tls]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsSection {
+    /// The gateway's certificate chain, leaf first, relative to the home.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The CAs that sign devices: each signs them directly.
+    pub device_cas: Vec<PathBuf>,
+    /// `1.3`, or `1.2` for devices that know nothing newer.
+    pub min_version: TlsVersion,
+}
+
+/// The oldest TLS that is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TlsVersion {
+    /// RFC 5246, for devices whose library knows nothing newer.
+    #[serde(rename = "1.2")]
+    V1_2,
+    /// RFC 8446.
+    #[serde(rename = "1.3")]
+    V1_3,
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsSection {
+    /// Connections at once, sessions and handshakes together.
+    pub connections: usize,
+    /// Handshakes computed at once; the others wait their turn.
+    pub handshakes: usize,
+    /// One deadline over TCP, TLS and upgrade.
+    pub handshake_timeout: Span,
+    /// The longest message, in bytes.
+    pub message_bytes: usize,
+    /// Messages a second of one device.
+    pub rate_per_second: u32,
+    /// Messages of one device at once.
+    pub rate_burst: u32,
+    /// Publishes of one session that wait for the store.
+    pub undecided: usize,
+    /// Publishes of all sessions that wait for the store.
+    pub store_queue: usize,
+    /// Subscriptions of one session.
+    pub subscriptions: usize,
+    /// Bytes that wait for one device to read them.
+    pub outgoing_bytes: usize,
+    /// Refused messages that end a session…
+    pub strikes: usize,
+    /// …within this time.
+    pub strike_window: Span,
+}
+
+/// `[session]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SessionSection {
+    /// How often the gateway pings.
+    pub heartbeat: Span,
+    /// How far a message's time may lie from the gateway's clock.
+    pub max_skew: Span,
+    /// How long a session may stay unproven.
+    pub proof_within: Span,
+}
+
+/// `[messages]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MessagesSection {
+    /// How long stored messages, changes and events are kept.
+    pub keep: Span,
+}
+
+impl Default for GatewaySection {
+    fn default() -> Self {
+        Self {
+            name: "gateway-1".to_owned(),
+            listen: SocketAddr::from(([0, 0, 0, 0], 8443)),
+            url: "wss://localhost:8443/v1/device".to_owned(),
+            origins: Vec::new(),
+            drain: Span::seconds(20),
+        }
+    }
+}
+
+impl Default for TlsSection {
+    fn default() -> Self {
+        Self {
+            certificate: "pki/gateway.crt".into(),
+            key: "pki/gateway.key".into(),
+            device_cas: vec!["pki/issuing.crt".into()],
+            min_version: TlsVersion::V1_3,
+        }
+    }
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        Self {
+            connections: 15_000,
+            handshakes: 256,
+            handshake_timeout: Span::seconds(30),
+            message_bytes: 64 << 10,
+            rate_per_second: 100,
+            rate_burst: 1000,
+            undecided: 128,
+            store_queue: 16_384,
+            subscriptions: 32,
+            outgoing_bytes: 256 << 10,
+            strikes: 5,
+            strike_window: Span::seconds(60),
+        }
+    }
+}
+
+impl Default for SessionSection {
+    fn default() -> Self {
+        Self { heartbeat: Span::seconds(30), max_skew: Span::seconds(60), proof_within: Span::seconds(30) }
+    }
+}
+
+impl Default for MessagesSection {
+    fn default() -> Self {
+        Self { keep: Span::seconds(7 * 24 * 3600) }
+    }
+}
+
+/// A length of time, written `30s`, `10m`, `7d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl Span {
+    const fn seconds(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text).map(Self).map_err(|error| {
+            serde::de::Error::custom(format_args!(
+                "'{text}' is not a length of time like '30s', '10m' or '7d': {error}"
+            ))
+        })
+    }
+}
+
+impl Config {
+    /// Reads the home's configuration.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with file, line and reason.
+    pub fn load(home: &Home) -> Result<Self, ConfigError> {
+        let path = home.config();
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
+        Self::parse(&text, &path)
+    }
+
+    /// Reads a configuration from its text; `path` is for its errors.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with file, line and reason.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Malformed {
+            path: path.to_owned(),
+            reason: error.to_string().trim_end().to_owned(),
+        })?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let limits = &self.limits;
+        let no = |key, value: String, reason| {
+            Err(ConfigError::Value { path: path.to_owned(), key, value, reason })
+        };
+        let name = &self.gateway.name;
+        if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
+            return no("gateway.name", format!("{name:?}"), "a name of 1 to 64 characters is needed");
+        }
+        for (key, value, least, most, reason) in [
+            ("limits.connections", limits.connections, 1, 1 << 20, "1 to 1048576"),
+            ("limits.handshakes", limits.handshakes, 1, 1 << 16, "1 to 65536"),
+            ("limits.message_bytes", limits.message_bytes, 1024, 16 << 20, "1024 to 16777216 bytes"),
+            ("limits.undecided", limits.undecided, 1, 1 << 16, "1 to 65536"),
+            ("limits.store_queue", limits.store_queue, 1, 1 << 20, "1 to 1048576"),
+            ("limits.subscriptions", limits.subscriptions, 0, 1024, "0 to 1024"),
+            ("limits.outgoing_bytes", limits.outgoing_bytes, 4096, 64 << 20, "4096 to 67108864 bytes"),
+            ("limits.strikes", limits.strikes, 1, 1000, "1 to 1000"),
+            ("limits.rate_per_second", limits.rate_per_second as usize, 1, 1_000_000, "1 to 1000000"),
+            ("limits.rate_burst", limits.rate_burst as usize, 1, 1_000_000, "1 to 1000000"),
+        ] {
+            if !(least..=most).contains(&value) {
+                return no(key, value.to_string(), reason);
+            }
+        }
+        for (key, Span(value), least, most, reason) in [
+            ("limits.handshake_timeout", limits.handshake_timeout, 1, 300, "1s to 5m"),
+            ("limits.strike_window", limits.strike_window, 1, 3600, "1s to 1h"),
+            ("session.heartbeat", self.session.heartbeat, 1, 3600, "1s to 1h"),
+            ("session.max_skew", self.session.max_skew, 1, 3600, "1s to 1h"),
+            ("session.proof_within", self.session.proof_within, 1, 300, "1s to 5m"),
+            ("gateway.drain", self.gateway.drain, 1, 600, "1s to 10m"),
+            // A message's id is remembered as long as the message: the dedupe window of the protocol.
+            ("messages.keep", self.messages.keep, 600, 36_500 * 86_400, "at least 10m"),
+        ] {
+            if !(Duration::from_secs(least)..=Duration::from_secs(most)).contains(&value) {
+                return no(key, humantime::format_duration(value).to_string(), reason);
+            }
+        }
+        if self.tls.device_cas.is_empty() {
+            return no("tls.device_cas", "[]".to_owned(), "without a device CA nobody could be let in");
+        }
+        let rest = self.gateway.url.strip_prefix("wss://").unwrap_or_default();
+        if rest.split('/').next().is_none_or(str::is_empty) || !rest.ends_with(doorward_proto::PATH) {
+            return no("gateway.url", self.gateway.url.clone(), "wss://HOST:PORT/v1/device is needed");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("config.toml"))
+    }
+
+    #[test]
+    fn the_default_text_says_what_the_defaults_are() {
+        let written = toml::to_string(&parse(DEFAULT_TEXT).unwrap()).unwrap();
+        let built_in = toml::to_string(&Config::default()).unwrap();
+        assert_eq!(written, built_in);
+        let table: toml::Table = toml::from_str(DEFAULT_TEXT).unwrap();
+        assert_eq!(table.to_string().lines().count(), built_in.trim().lines().count(), "every key is shown");
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_its_line() {
+        let error = parse("[limits]\nconnections = 5\nhandshake = 3\n").unwrap_err().to_string();
+        assert!(error.contains("line 3") && error.contains("handshake"), "{error}");
+    }
+
+    #[test]
+    fn a_value_that_cannot_work_is_named() {
+        for (text, words) in [
+            ("[limits]\nconnections = 0", "limits.connections = 0: 1 to 1048576"),
+            ("[session]\nheartbeat = \"1ms\"", "session.heartbeat = 1ms: 1s to 1h"),
+            ("[session]\nheartbeat = \"soon\"", "'soon' is not a length of time"),
+            ("[messages]\nkeep = \"1m\"", "at least 10m"),
+            ("[tls]\ndevice_cas = []", "nobody could be let in"),
+            ("[tls]\nmin_version = \"1.1\"", "unknown variant"),
+            ("[gateway]\nurl = \"ws://x/v1/device\"", "wss://HOST:PORT/v1/device"),
+            ("[gateway]\nlisten = \"here\"", "socket address"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+}

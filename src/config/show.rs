@@ -1,0 +1,47 @@
+//! What is in force, and where each value comes from.
+
+use toml::{Table, Value};
+
+use super::Config;
+
+/// Where a value comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// Nobody said otherwise.
+    Default,
+    /// The configuration file.
+    File,
+    /// The environment.
+    Environment,
+    /// The command line.
+    Flag,
+}
+
+/// One value in force.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Setting {
+    /// The key, dotted.
+    pub key: String,
+    /// The value, as TOML.
+    pub value: String,
+    /// Where it comes from.
+    pub source: Source,
+}
+
+/// Every value of a configuration, in the order of the sections.
+#[must_use]
+pub fn settings(config: &Config, file: &Table) -> Vec<Setting> {
+    let Ok(Value::Table(all)) = Value::try_from(config) else { return Vec::new() };
+    let mut rows = Vec::new();
+    for (section, values) in &all {
+        let Value::Table(values) = values else { continue };
+        let given = file.get(section).and_then(Value::as_table);
+        for (key, value) in values {
+            let source =
+                if given.is_some_and(|t| t.contains_key(key)) { Source::File } else { Source::Default };
+            rows.push(Setting { key: format!("{section}.{key}"), value: value.to_string(), source });
+        }
+    }
+    rows
+}

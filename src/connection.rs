@@ -1,0 +1,436 @@
+//! One session's connection: it moves frames between the socket and the session core, which decides.
+//!
+//! Everything happens in one poll function, so that what one wake-up brought is read, judged and answered together:
+//! the acks of many messages leave in one frame and one write.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use doorward_proto::close::Close;
+use doorward_proto::session::{Output, Session};
+use doorward_proto::time::Moment;
+use doorward_proto::verdict::{Refusal, Verdict};
+use futures_util::{Sink as _, Stream as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Sleep;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+use tracing::{debug, info};
+
+use crate::accept::{Admitted, Stream};
+use crate::clock;
+use crate::entropy;
+use crate::gateway::Gateway;
+use crate::gateway::mailbox::{Ending, Outcome};
+use crate::gateway::sessions::Handle;
+use crate::registry::{Claim, NewEvent};
+use crate::sink::Job;
+
+/// What tungstenite reads into; a device's message is a few hundred bytes, and every session keeps one.
+const READ_BUFFER: usize = 1024;
+/// Frames are gathered into writes of about this size.
+const WRITE_BUFFER: usize = 4096;
+/// Frames that one wake-up may bring before others have their turn.
+const MAX_FRAMES: usize = 64;
+/// How long the other end may take to answer a close.
+const CLOSE_WITHIN: Duration = Duration::from_secs(3);
+/// When an `unavailable` message is worth another try, in seconds.
+const RETRY_AFTER: u64 = 2;
+
+/// Runs a session to its end.
+pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: OwnedSemaphorePermit) {
+    let Admitted { stream, rest, handle, mut grant, peer } = admitted;
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(WRITE_BUFFER)
+        .max_write_buffer_size(2 * gateway.config.limits.outgoing_bytes + WRITE_BUFFER)
+        .max_message_size(Some(grant.limits.max_message_bytes))
+        .max_frame_size(Some(grant.limits.max_message_bytes));
+    let ws = WebSocketStream::from_partially_read(stream, rest, Role::Server, Some(config)).await;
+    let now = clock::now();
+
+    // What has changed since the device was entered: the answer that counts is the one just before `welcome`.
+    let mail = handle.mailbox.take();
+    if let Some(newer) = mail.grant {
+        grant = *newer;
+    }
+    let challenge = match (mail.close, entropy::random()) {
+        (None, Ok(challenge)) => Ok(challenge),
+        (Some(ending), _) => Err(ending.close),
+        (None, Err(_)) => Err(Close::Internal),
+    };
+    match challenge {
+        Err(close) => {
+            gateway.counters.closed(close);
+            info!(connection = %handle.id, device = %handle.device, %peer, reason = close.label(), "closed before welcome");
+            gateway.sessions.leave(&handle);
+            closing_handshake(ws, Some(frame(close))).await;
+        }
+        Ok(challenge) => {
+            let session = Session::open(grant, Arc::clone(&gateway.settings), challenge, now);
+            gateway.counters.opened();
+            debug!(connection = %handle.id, device = %handle.device, %peer, "session opened");
+            let mut connection = Connection {
+                timer: Box::pin(tokio::time::sleep_until(clock::instant(session.deadline(now)))),
+                gateway,
+                handle,
+                session,
+                ws,
+                peer,
+                outgoing: VecDeque::new(),
+                outgoing_bytes: 0,
+                held: None,
+                ending: None,
+            };
+            let ended = connection.until_closed().await;
+            connection.finish(ended).await;
+        }
+    }
+    drop(permit);
+}
+
+/// How a connection came to its end.
+enum Ended {
+    /// We close, with this reason.
+    Ours(Close),
+    /// The device closed, with this code.
+    Theirs(Option<u16>),
+    /// The network or TLS failed.
+    Broken(String),
+}
+
+struct Connection {
+    gateway: Arc<Gateway>,
+    handle: Arc<Handle>,
+    session: Session,
+    ws: WebSocketStream<Stream>,
+    peer: SocketAddr,
+    timer: Pin<Box<Sleep>>,
+    /// Frames that the socket has not taken yet.
+    outgoing: VecDeque<Message>,
+    outgoing_bytes: usize,
+    /// A publish that found no room in the store's queue, and until when it waits for some. While it waits, nothing
+    /// more is read.
+    held: Option<(Box<Job>, Duration)>,
+    /// A gentle ending that waits for publishes under way.
+    ending: Option<Ending>,
+}
+
+impl Connection {
+    async fn until_closed(&mut self) -> Ended {
+        // Not pinned in the struct: it borrows the mailbox.
+        let handle = Arc::clone(&self.handle);
+        let mut mail = std::pin::pin!(handle.mailbox.mail());
+        std::future::poll_fn(|cx| {
+            while mail.as_mut().poll(cx).is_ready() {
+                mail.set(handle.mailbox.mail());
+            }
+            self.poll(cx)
+        })
+        .await
+    }
+
+    /// One wake-up.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        let now = clock::now();
+        self.take_mail(now);
+        let mut ended = self.perform(cx, now);
+        if ended.is_none() {
+            self.release_held(cx, now);
+            ended = self.read(cx, now);
+        }
+        if self.ending.is_some_and(|ending| !ending.gently || self.session.undecided() == 0)
+            && let Some(Ending { close, retry_after, .. }) = self.ending.take()
+        {
+            self.session.end(close, retry_after, now);
+        }
+        self.session.flush(now);
+        ended = ended.or(self.perform(cx, now));
+        if let Some(ended) = ended {
+            return Poll::Ready(ended);
+        }
+        if let Poll::Ready(Err(error)) = self.write(cx) {
+            return Poll::Ready(broken(error));
+        }
+        if self.poll_timer(cx, now) {
+            // The session has something to say: around once more.
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    fn take_mail(&mut self, now: Moment) {
+        let mail = self.handle.mailbox.take();
+        for outcome in mail.outcomes {
+            let unavailable = "the store does not take messages now; nothing of this one was kept";
+            match outcome {
+                Outcome::Stored(stored) => self.session.settle(stored),
+                Outcome::Unavailable(receipt) => {
+                    self.gateway.counters.rejected(Refusal::Unavailable);
+                    self.session.refuse(receipt, Refusal::Unavailable, unavailable, Some(RETRY_AFTER), now);
+                }
+                Outcome::Unstorable(receipt) => {
+                    self.gateway.counters.rejected(Refusal::BadMessage);
+                    self.session.refuse(
+                        receipt,
+                        Refusal::BadMessage,
+                        "the store cannot hold this message",
+                        None,
+                        now,
+                    );
+                }
+                // Never answered: the feed is about to end this session, and the device asks again in its next one.
+                Outcome::Fenced => {}
+            }
+        }
+        if let Some(grant) = mail.grant {
+            self.session.update(*grant, now);
+        }
+        for message in mail.deliveries {
+            self.session.deliver(&message, now);
+        }
+        if let Some(ending) = mail.close {
+            self.ending = Some(ending);
+            if !ending.gently {
+                // Before another frame is looked at.
+                self.session.end(ending.close, ending.retry_after, now);
+            }
+        }
+    }
+
+    /// Reads what the socket has, as long as there is room for it.
+    fn read(&mut self, cx: &mut Context<'_>, now: Moment) -> Option<Ended> {
+        let most = self.gateway.config.limits.undecided;
+        for _ in 0..MAX_FRAMES {
+            // What a draining session has not read stays unread: the device sends it again elsewhere.
+            if self.held.is_some() || self.ending.is_some() || self.session.undecided() >= most {
+                return None;
+            }
+            let message = match Pin::new(&mut self.ws).poll_next(cx) {
+                Poll::Pending => return None,
+                Poll::Ready(None) => return Some(Ended::Theirs(None)),
+                Poll::Ready(Some(Err(error))) => return Some(failed(error)),
+                Poll::Ready(Some(Ok(message))) => message,
+            };
+            self.handle.heard_ms.store(now.wall.as_millis(), Ordering::Relaxed);
+            match message {
+                Message::Text(text) => {
+                    match self.session.receive(text.as_str(), now) {
+                        Verdict::Accepted => self.gateway.counters.accepted(),
+                        Verdict::Refused(refusal) => {
+                            self.gateway.counters.rejected(refusal);
+                            debug!(connection = %self.handle.id, device = %self.handle.device, error = refusal.as_str(), "message refused");
+                        }
+                        Verdict::Ignored => self.gateway.counters.ignored(),
+                    }
+                    if let Some(ended) = self.perform(cx, now) {
+                        return Some(ended);
+                    }
+                }
+                Message::Ping(_) | Message::Pong(_) => self.session.heard(now),
+                Message::Binary(_) | Message::Frame(_) => return Some(Ended::Ours(Close::Unsupported)),
+                Message::Close(frame) => return Some(Ended::Theirs(frame.map(|frame| frame.code.into()))),
+            }
+        }
+        cx.waker().wake_by_ref();
+        None
+    }
+
+    /// Does what the session wants done. Its end, if it wants that.
+    fn perform(&mut self, cx: &mut Context<'_>, now: Moment) -> Option<Ended> {
+        while let Some(output) = self.session.poll() {
+            match output {
+                Output::Send(text) => {
+                    self.outgoing_bytes += text.len();
+                    self.outgoing.push_back(Message::text(text));
+                    if self.outgoing_bytes > self.gateway.config.limits.outgoing_bytes {
+                        return Some(Ended::Ours(Close::SlowReader));
+                    }
+                }
+                Output::Ping => self.outgoing.push_back(Message::Ping(bytes::Bytes::new())),
+                Output::Store(accepted) => {
+                    let job = Job::new(accepted, &self.handle);
+                    if let Err(job) = self.gateway.sink.push(job, cx.waker()) {
+                        // A quarter of max_skew is the longest that a socket may stay unread; this is well below it.
+                        let until = now.monotonic + self.gateway.granter.limits.max_skew / 8;
+                        self.held = Some((job, until));
+                    }
+                }
+                Output::Proven => self.proven(),
+                Output::Subscribe(filter) => self.gateway.routes.add(&filter, &self.handle),
+                Output::Unsubscribe(filter) => self.gateway.routes.remove(&filter, &self.handle),
+                Output::Close(close) => return Some(Ended::Ours(close)),
+            }
+        }
+        None
+    }
+
+    fn proven(&mut self) {
+        if !self.gateway.sessions.prove(&self.handle) {
+            // A newer connection took its place before it was proven; its ending is in the mailbox.
+            return;
+        }
+        self.gateway.counters.proven();
+        info!(connection = %self.handle.id, device = %self.handle.device, peer = %self.peer, "session proven");
+        self.gateway.sink.claim(Claim {
+            device: self.handle.device.clone(),
+            session: Arc::clone(&self.handle.id),
+            gateway: Arc::clone(&self.gateway.settings.gateway),
+            peer: self.peer.to_string(),
+            at: clock::utc(),
+        });
+    }
+
+    /// Tries the held publish again, or gives it up when its time is over.
+    fn release_held(&mut self, cx: &mut Context<'_>, now: Moment) {
+        let Some((job, until)) = self.held.take() else { return };
+        if now.monotonic >= until {
+            self.gateway.counters.rejected(Refusal::Unavailable);
+            let detail = "more messages wait for the store than it can take; nothing of this one was kept";
+            self.session.refuse(job.into_receipt(), Refusal::Unavailable, detail, Some(RETRY_AFTER), now);
+        } else if let Err(job) = self.gateway.sink.push(*job, cx.waker()) {
+            self.held = Some((job, until));
+        }
+    }
+
+    /// Hands frames to the socket while it takes them.
+    fn write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WsError>> {
+        while !self.outgoing.is_empty() {
+            std::task::ready!(Pin::new(&mut self.ws).poll_ready(cx))?;
+            if let Some(message) = self.outgoing.pop_front() {
+                if let Message::Text(text) = &message {
+                    self.outgoing_bytes = self.outgoing_bytes.saturating_sub(text.len());
+                }
+                Pin::new(&mut self.ws).start_send(message)?;
+            }
+        }
+        if self.outgoing.capacity() > 16 {
+            self.outgoing = VecDeque::new();
+        }
+        Pin::new(&mut self.ws).poll_flush(cx)
+    }
+
+    /// Sets the timer to the next deadline; whether one had passed.
+    fn poll_timer(&mut self, cx: &mut Context<'_>, now: Moment) -> bool {
+        let mut deadline = self.session.deadline(now);
+        if let Some(held) = &self.held {
+            deadline = deadline.min(held.1);
+        }
+        if deadline <= now.monotonic {
+            self.session.tick(now);
+            return true;
+        }
+        let deadline = clock::instant(deadline);
+        if self.timer.deadline() != deadline {
+            self.timer.as_mut().reset(deadline);
+        }
+        self.timer.as_mut().poll(cx).is_ready()
+    }
+
+    /// Leaves the table first, so that nothing finds a session that has ended; then says goodbye.
+    async fn finish(mut self, ended: Ended) {
+        for filter in self.session.subscriptions() {
+            self.gateway.routes.remove(filter, &self.handle);
+        }
+        if self.gateway.sessions.leave(&self.handle) {
+            self.gateway.sink.release(&self.handle);
+        }
+        let (close, detail) = match &ended {
+            Ended::Ours(close) => (*close, None),
+            Ended::Theirs(code) => (Close::Normal, code.map(|code| format!("the device closed with {code}"))),
+            Ended::Broken(why) => (Close::Normal, Some(why.clone())),
+        };
+        self.gateway.counters.closed(close);
+        info!(
+            connection = %self.handle.id, device = %self.handle.device, peer = %self.peer, code = close.code(),
+            reason = close.label(), detail = detail.as_deref().unwrap_or("-"), proven = self.session.is_proven(),
+            "session closed"
+        );
+        if close == Close::Strikes {
+            self.gateway.sink.event(NewEvent {
+                at: clock::utc(),
+                gateway: Arc::clone(&self.gateway.settings.gateway),
+                device: Some(self.handle.device.clone()),
+                kind: "strikes",
+                peer: self.peer.to_string(),
+                detail: Close::Strikes.reason().to_owned(),
+            });
+        }
+        match ended {
+            Ended::Broken(_) => {}
+            Ended::Theirs(_) => closing_handshake(self.ws, None).await,
+            Ended::Ours(close) => {
+                if close == Close::SlowReader {
+                    // It would not read them either: what counts now is that it learns why.
+                    self.outgoing.clear();
+                }
+                let flushed = std::future::poll_fn(|cx| self.write(cx));
+                let flushed = tokio::time::timeout(CLOSE_WITHIN, flushed).await;
+                if matches!(flushed, Ok(Ok(()))) || close == Close::SlowReader {
+                    closing_handshake(self.ws, Some(frame(close))).await;
+                }
+            }
+        }
+    }
+}
+
+fn frame(close: Close) -> CloseFrame {
+    CloseFrame { code: close.code().into(), reason: close.reason().into() }
+}
+
+/// The closing handshake (RFC 6455 §7.1.2), bounded: a peer that does not answer is cut.
+async fn closing_handshake(mut ws: WebSocketStream<Stream>, frame: Option<CloseFrame>) {
+    let handshake = async {
+        if let Some(frame) = frame {
+            ws.close(Some(frame)).await?;
+        } else {
+            std::future::poll_fn(|cx| Pin::new(&mut ws).poll_flush(cx)).await?;
+        }
+        // What it still sends is read and thrown away, so that the close is not lost to a reset.
+        while let Some(message) = std::future::poll_fn(|cx| Pin::new(&mut ws).poll_next(cx)).await {
+            message?;
+        }
+        Ok::<(), WsError>(())
+    };
+    let _ = tokio::time::timeout(CLOSE_WITHIN, handshake).await;
+    let stream = ws.get_mut();
+    let goodbye = async {
+        stream.shutdown().await?;
+        // Bytes left unread would turn the close into a reset, and the peer would not learn why.
+        let mut unread = [0; 1024];
+        while stream.read(&mut unread).await? > 0 {}
+        io::Result::Ok(())
+    };
+    let _ = tokio::time::timeout(CLOSE_WITHIN, goodbye).await;
+}
+
+/// Sorts what went wrong while reading by who is at fault.
+fn failed(error: WsError) -> Ended {
+    match error {
+        WsError::Capacity(_) => Ended::Ours(Close::TooBig),
+        WsError::Utf8(_) => Ended::Ours(Close::NotUtf8),
+        WsError::Protocol(
+            tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
+        ) => Ended::Broken("the peer is gone without a close".to_owned()),
+        WsError::Protocol(_) => Ended::Ours(Close::Protocol),
+        WsError::ConnectionClosed | WsError::AlreadyClosed => Ended::Theirs(None),
+        other => broken(other),
+    }
+}
+
+fn broken(error: WsError) -> Ended {
+    match error {
+        WsError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Ended::Broken("the peer is gone without a close".to_owned())
+        }
+        error => Ended::Broken(error.to_string()),
+    }
+}

@@ -1,0 +1,221 @@
+//! A gateway: what all its connections share, and its life from the first `accept` to the end of its drain.
+
+mod follow;
+pub(crate) mod mailbox;
+pub(crate) mod sessions;
+mod upkeep;
+
+pub(crate) use upkeep::SEEN_EVERY;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use doorward_pki::seal::MasterKey;
+use doorward_proto::close::Close;
+use doorward_proto::limits::{Limits, Rate};
+use doorward_proto::session::Settings;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::home::Home;
+use crate::identity::Granter;
+use crate::metrics::Counters;
+use crate::registry::{Registry, RegistryError};
+use crate::route::Routes;
+use crate::sink::{self, Sink};
+use crate::tls::{self, TlsError};
+use crate::{accept, entropy};
+
+use mailbox::Ending;
+use sessions::Sessions;
+
+/// A part of the drain's time is kept for the store's last transaction.
+const FLUSH_WITHIN: Duration = Duration::from_secs(5);
+
+/// Why a gateway does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Its registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+}
+
+/// What all connections of a gateway share.
+pub struct Gateway {
+    pub(crate) config: Config,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) registry: Arc<dyn Registry>,
+    pub(crate) granter: Granter,
+    pub(crate) tls: ArcSwap<rustls::ServerConfig>,
+    pub(crate) sessions: Sessions,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) sink: Arc<Sink>,
+    pub(crate) counters: Counters,
+    /// Room for connections, and turns to compute a handshake.
+    pub(crate) connections: Arc<Semaphore>,
+    pub(crate) handshakes: Semaphore,
+    pub(crate) tasks: TaskTracker,
+    /// A session has been refused by the store: the feed looks at it.
+    suspects: Arc<Notify>,
+    draining: AtomicBool,
+    home: Home,
+}
+
+impl Gateway {
+    /// A gateway that is ready to serve: its certificates read, its registry's schema checked.
+    ///
+    /// # Errors
+    /// [`StartError`] naming the file or the command that mends it.
+    pub async fn new(
+        config: Config,
+        home: Home,
+        registry: Arc<dyn Registry>,
+        master: MasterKey,
+    ) -> Result<Arc<Self>, StartError> {
+        let tls = tls::server_config(&config, &home)?;
+        registry.check_schema().await?;
+        let limits = Limits {
+            max_message_bytes: config.limits.message_bytes,
+            max_skew: config.session.max_skew.0,
+            heartbeat: config.session.heartbeat.0,
+            rate: Rate { per_second: config.limits.rate_per_second, burst: config.limits.rate_burst },
+        };
+        let settings = Settings {
+            max_strikes: config.limits.strikes,
+            strike_window: config.limits.strike_window.0,
+            proof_within: config.session.proof_within.0,
+            max_subscriptions: config.limits.subscriptions,
+            ..Settings::new(config.gateway.name.as_str().into())
+        };
+        Ok(Arc::new(Self {
+            settings: Arc::new(settings),
+            registry,
+            granter: Granter { master, limits, policies: Mutex::new(HashMap::new()) },
+            tls: ArcSwap::new(tls),
+            sessions: Sessions::default(),
+            routes: Arc::new(Routes::default()),
+            sink: Arc::new(Sink::new(config.limits.store_queue)),
+            counters: Counters::default(),
+            connections: Arc::new(Semaphore::new(config.limits.connections)),
+            handshakes: Semaphore::new(config.limits.handshakes),
+            tasks: TaskTracker::new(),
+            suspects: Arc::new(Notify::new()),
+            draining: AtomicBool::new(false),
+            config,
+            home,
+        }))
+    }
+
+    /// What has happened since the start.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How many devices have a session or are being admitted.
+    pub fn devices(&self) -> usize {
+        self.sessions.count()
+    }
+
+    /// Reads the certificates again, for the next handshake. What is broken is refused, and the old state stands.
+    ///
+    /// # Errors
+    /// [`TlsError`] naming the file.
+    pub fn reload_certificates(&self) -> Result<(), TlsError> {
+        self.tls.store(tls::server_config(&self.config, &self.home)?);
+        Ok(())
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+}
+
+/// Serves until `shutdown`, then drains: no new upgrades, publishes under way are answered, every session gets its
+/// `bye` and 1001, what is stored is committed.
+///
+/// # Errors
+/// [`RegistryError`] where the feed's position cannot be read at the start: without it no change would be seen.
+pub async fn serve(
+    gateway: Arc<Gateway>,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), RegistryError> {
+    // The position first: what changes from here on is followed, what was before is read by look-ups.
+    let position = gateway.registry.position().await?;
+    let left = gateway.registry.forget_sessions(&gateway.settings.gateway).await?;
+    if left > 0 {
+        info!(sessions = left, "sessions of an earlier run have been closed in the registry");
+    }
+    let stop = CancellationToken::new();
+    let stop_writer = CancellationToken::new();
+    let writer = sink::Writer {
+        sink: Arc::clone(&gateway.sink),
+        registry: Arc::clone(&gateway.registry),
+        routes: Arc::clone(&gateway.routes),
+        patience: gateway.granter.limits.max_skew / 10,
+        suspects: Arc::clone(&gateway.suspects),
+    };
+    let writer = tokio::spawn(sink::run(writer, stop_writer.clone()));
+    let background = TaskTracker::new();
+    background.spawn(follow::run(Arc::clone(&gateway), position, stop.clone()));
+    background.spawn(upkeep::run(Arc::clone(&gateway), stop.clone()));
+    let door = tokio::spawn(accept::run(Arc::clone(&gateway), listener, stop.clone()));
+
+    shutdown.cancelled().await;
+    drain(&gateway).await;
+    stop.cancel();
+    stop_writer.cancel();
+    let ended = async {
+        let _ = door.await;
+        background.close();
+        background.wait().await;
+        let _ = writer.await;
+    };
+    if tokio::time::timeout(FLUSH_WITHIN, ended).await.is_err() {
+        warn!("the store did not take what was under way before the drain ended; it was never acked");
+    }
+    Ok(())
+}
+
+async fn drain(gateway: &Arc<Gateway>) {
+    let devices = gateway.devices();
+    info!(devices, "draining");
+    gateway.draining.store(true, Ordering::SeqCst);
+    let whole = gateway.config.gateway.drain.0;
+    // The door stays open for the time being: who knocks is told to come back (503).
+    let away = |gently| {
+        move || Ending {
+            close: Close::GoingAway,
+            // Spread, so that a fleet does not come back in one second.
+            retry_after: Some(fastrand::u64(1..=10)),
+            gently,
+        }
+    };
+    gateway.sessions.end_all(away(true));
+    gateway.tasks.close();
+    if tokio::time::timeout(whole.mul_f32(0.6), gateway.tasks.wait()).await.is_err() {
+        gateway.sessions.end_all(away(false));
+        if tokio::time::timeout(whole.mul_f32(0.4), gateway.tasks.wait()).await.is_err() {
+            warn!(devices = gateway.devices(), "some connections did not end within the drain");
+        }
+    }
+    info!("drained");
+}
+
+/// Names for sessions and messages come from the operating system's generator; this asks it once at the start.
+///
+/// # Errors
+/// [`entropy::NoEntropy`] where it gives nothing.
+pub fn check_entropy() -> Result<(), entropy::NoEntropy> {
+    entropy::random::<16>().map(drop)
+}

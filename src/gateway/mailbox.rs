@@ -1,0 +1,120 @@
+//! What the rest of the gateway tells a session: bounded, and gathered until the session looks.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use doorward_proto::close::Close;
+use doorward_proto::downlink::Message;
+use doorward_proto::session::{Grant, Receipt};
+use tokio::sync::Notify;
+
+use crate::sink::Stored;
+
+/// Messages of subscriptions that wait for one session; one more and it reads too slowly.
+const MAX_DELIVERIES: usize = 256;
+
+/// What became of a publish.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// It is durable.
+    Stored(Stored),
+    /// Nothing of it was kept; trying again may help.
+    Unavailable(Receipt),
+    /// The database refuses this very message.
+    Unstorable(Receipt),
+    /// It will never be answered: the session is not the device's newest, or the device is not active.
+    Fenced,
+}
+
+/// What waits for a session. It stays empty, and without memory, while nothing happens.
+#[derive(Debug, Default)]
+pub(crate) struct Mail {
+    /// Fates of publishes. Never more than the session has undecided.
+    pub(crate) outcomes: Vec<Outcome>,
+    /// What the device may do now: only the newest word counts.
+    pub(crate) grant: Option<Box<Grant>>,
+    /// What its subscriptions brought.
+    pub(crate) deliveries: VecDeque<Arc<Message>>,
+    /// The session ends. The first reason stands.
+    pub(crate) close: Option<Ending>,
+}
+
+/// How a session ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ending {
+    /// Why.
+    pub(crate) close: Close,
+    /// When to come back, in seconds.
+    pub(crate) retry_after: Option<u64>,
+    /// Publishes under way are answered first.
+    pub(crate) gently: bool,
+}
+
+impl Ending {
+    /// At once.
+    pub(crate) fn now(close: Close) -> Self {
+        Self { close, retry_after: None, gently: false }
+    }
+}
+
+/// A session's mailbox.
+#[derive(Debug, Default)]
+pub(crate) struct Mailbox {
+    mail: Mutex<Mail>,
+    notify: Notify,
+}
+
+impl Mailbox {
+    fn lock(&self) -> MutexGuard<'_, Mail> {
+        // Every change to the mail is one assignment or push: a panic elsewhere leaves it whole.
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything that waits.
+    pub(crate) fn take(&self) -> Mail {
+        std::mem::take(&mut *self.lock())
+    }
+
+    /// Returns when something may be waiting.
+    pub(crate) async fn mail(&self) {
+        self.notify.notified().await;
+    }
+
+    /// The fate of a publish. The session is woken by [`Mailbox::wake`], once for many.
+    pub(crate) fn put_outcome(&self, outcome: Outcome) {
+        self.lock().outcomes.push(outcome);
+    }
+
+    /// Wakes the session.
+    pub(crate) fn wake(&self) {
+        self.notify.notify_one();
+    }
+
+    /// What the device may do now.
+    pub(crate) fn put_grant(&self, grant: Grant) {
+        self.lock().grant = Some(Box::new(grant));
+        self.wake();
+    }
+
+    /// A message of a subscription.
+    pub(crate) fn put_delivery(&self, message: Arc<Message>) {
+        let mut mail = self.lock();
+        if mail.deliveries.len() < MAX_DELIVERIES {
+            mail.deliveries.push_back(message);
+        } else {
+            mail.close.get_or_insert(Ending::now(Close::SlowReader));
+        }
+        drop(mail);
+        self.wake();
+    }
+
+    /// The end. A hard ending takes the place of a gentle one, otherwise the first stands.
+    pub(crate) fn put_ending(&self, ending: Ending) {
+        let mut mail = self.lock();
+        if mail.close.is_none_or(|was| was.gently && !ending.gently) {
+            mail.close = Some(ending);
+        }
+        drop(mail);
+        self.wake();
+    }
+}

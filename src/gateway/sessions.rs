@@ -1,0 +1,255 @@
+//! Who is here: at most one proven and one unproven session a device, and those that are being admitted.
+//!
+//! Admission registers the device here *before* it looks it up ([`Sessions::watch`]). A change that the feed applies
+//! meanwhile marks the watch, and [`Sessions::enter`] refuses a marked one: the look-up is made again. So the record that
+//! a session starts with is never older than the last change applied.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use doorward_pki::identity::Fingerprint;
+use doorward_proto::close::Close;
+use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
+
+use super::mailbox::{Ending, Mailbox};
+
+/// A session as the rest of the gateway sees it.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    /// Its name in logs and in the registry.
+    pub(crate) id: Arc<str>,
+    /// Whose.
+    pub(crate) device: DeviceId,
+    /// In which fleet, when it was admitted.
+    pub(crate) fleet: FleetId,
+    /// By which certificate.
+    pub(crate) certificate: Fingerprint,
+    /// The key version that the gateway was asked to sign with.
+    pub(crate) key: Option<KeyVersion>,
+    /// Where mail goes.
+    pub(crate) mailbox: Mailbox,
+    /// When it was last heard, in unix milliseconds.
+    pub(crate) heard_ms: AtomicI64,
+    /// The store refused it a message as not the device's newest session: it has to be judged again.
+    pub(crate) suspect: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    proven: Option<Arc<Handle>>,
+    unproven: Option<Arc<Handle>>,
+    watches: Vec<Arc<AtomicBool>>,
+}
+
+impl Entry {
+    fn is_empty(&self) -> bool {
+        self.proven.is_none() && self.unproven.is_none() && self.watches.is_empty()
+    }
+}
+
+/// All sessions of a gateway. Bounded by the connections that it accepts.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    entries: Mutex<HashMap<DeviceId, Entry>>,
+}
+
+/// An admission under way.
+#[derive(Debug)]
+pub(crate) struct Watch<'a> {
+    sessions: &'a Sessions,
+    device: DeviceId,
+    changed: Arc<AtomicBool>,
+}
+
+impl Watch<'_> {
+    /// Forgets what has changed so far; to be called before each look-up.
+    pub(crate) fn reset(&self) {
+        self.changed.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let mut entries = self.sessions.lock();
+        if let Some(entry) = entries.get_mut(&self.device) {
+            entry.watches.retain(|watch| !Arc::ptr_eq(watch, &self.changed));
+            if entry.is_empty() {
+                entries.remove(&self.device);
+            }
+        }
+    }
+}
+
+impl Sessions {
+    fn lock(&self) -> MutexGuard<'_, HashMap<DeviceId, Entry>> {
+        // Each change leaves the table whole before anything can panic.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins an admission of the device that a certificate names.
+    pub(crate) fn watch(&self, device: &DeviceId) -> Watch<'_> {
+        let changed = Arc::new(AtomicBool::new(false));
+        self.lock().entry(device.clone()).or_default().watches.push(Arc::clone(&changed));
+        Watch { sessions: self, device: device.clone(), changed }
+    }
+
+    /// Ends an admission with an unproven session, unless its record may have changed: then it has to be asked again.
+    /// An older unproven session of the device ends.
+    pub(crate) fn enter(&self, watch: &Watch<'_>, handle: &Arc<Handle>) -> bool {
+        let mut entries = self.lock();
+        if watch.changed.load(Ordering::SeqCst) {
+            return false;
+        }
+        let entry = entries.entry(handle.device.clone()).or_default();
+        if let Some(older) = entry.unproven.replace(Arc::clone(handle)) {
+            older.mailbox.put_ending(Ending::now(Close::Superseded));
+        }
+        true
+    }
+
+    /// The session has been proven: it takes the device's place, and the one that had it ends. `false` where the
+    /// session is not the device's unproven one any more.
+    pub(crate) fn prove(&self, handle: &Arc<Handle>) -> bool {
+        let mut entries = self.lock();
+        let Some(entry) = entries.get_mut(&handle.device) else { return false };
+        if !entry.unproven.as_ref().is_some_and(|unproven| Arc::ptr_eq(unproven, handle)) {
+            return false;
+        }
+        entry.unproven = None;
+        if let Some(older) = entry.proven.replace(Arc::clone(handle)) {
+            older.mailbox.put_ending(Ending::now(Close::Superseded));
+        }
+        true
+    }
+
+    /// The session has ended. Whether it was the device's proven one.
+    pub(crate) fn leave(&self, handle: &Arc<Handle>) -> bool {
+        let mut entries = self.lock();
+        let Some(entry) = entries.get_mut(&handle.device) else { return false };
+        let take =
+            |place: &mut Option<Arc<Handle>>| place.take_if(|other| Arc::ptr_eq(other, handle)).is_some();
+        let was_proven = take(&mut entry.proven);
+        take(&mut entry.unproven);
+        if entry.is_empty() {
+            entries.remove(&handle.device);
+        }
+        was_proven
+    }
+
+    /// The device's row, certificates or keys have changed. Its sessions, to be judged again.
+    pub(crate) fn device_changed(&self, device: &DeviceId) -> Vec<Arc<Handle>> {
+        self.lock().get(device).map(changed).unwrap_or_default()
+    }
+
+    /// A fleet has changed. Its sessions, to be judged again; who is being admitted may belong to it.
+    pub(crate) fn fleet_changed(&self, fleet: &FleetId) -> Vec<Arc<Handle>> {
+        let of_fleet = |handle: &Arc<Handle>| handle.fleet == *fleet;
+        self.lock().values().flat_map(changed).filter(of_fleet).collect()
+    }
+
+    /// Anything may have changed. All sessions, to be judged again.
+    pub(crate) fn all_changed(&self) -> Vec<Arc<Handle>> {
+        self.lock().values().flat_map(changed).collect()
+    }
+
+    /// All sessions that are proven.
+    pub(crate) fn proven(&self) -> Vec<Arc<Handle>> {
+        self.lock().values().filter_map(|entry| entry.proven.clone()).collect()
+    }
+
+    /// Proven sessions that the store has refused a message since the last call.
+    pub(crate) fn suspects(&self) -> Vec<Arc<Handle>> {
+        let proven = self.lock();
+        let suspect = |handle: &&Arc<Handle>| handle.suspect.swap(false, Ordering::SeqCst);
+        proven.values().filter_map(|entry| entry.proven.as_ref()).filter(suspect).cloned().collect()
+    }
+
+    /// Ends every session, as each one's ending says.
+    pub(crate) fn end_all(&self, ending: impl Fn() -> Ending) {
+        for entry in self.lock().values() {
+            for handle in entry.proven.iter().chain(&entry.unproven) {
+                handle.mailbox.put_ending(ending());
+            }
+        }
+    }
+
+    /// How many devices are here.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().len()
+    }
+}
+
+fn changed(entry: &Entry) -> Vec<Arc<Handle>> {
+    for watch in &entry.watches {
+        watch.store(true, Ordering::SeqCst);
+    }
+    entry.proven.iter().chain(&entry.unproven).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn handle(device: &str, id: &str) -> Arc<Handle> {
+        Arc::new(Handle {
+            id: id.into(),
+            device: DeviceId::new(device).unwrap(),
+            fleet: FleetId::new("default").unwrap(),
+            certificate: Fingerprint::of(id.as_bytes()),
+            key: None,
+            mailbox: Mailbox::default(),
+            heard_ms: AtomicI64::new(0),
+            suspect: AtomicBool::new(false),
+        })
+    }
+
+    fn ending(handle: &Handle) -> Option<Close> {
+        handle.mailbox.take().close.map(|ending| ending.close)
+    }
+
+    #[test]
+    fn an_unproven_session_evicts_nobody_and_a_proven_one_does() {
+        let sessions = Sessions::default();
+        let (first, second) = (handle("a", "1"), handle("a", "2"));
+        for handle in [&first, &second] {
+            assert!(sessions.enter(&sessions.watch(&handle.device), handle));
+            if Arc::ptr_eq(handle, &first) {
+                assert!(sessions.prove(&first));
+            }
+        }
+        assert_eq!(ending(&first), None);
+        assert!(sessions.prove(&second));
+        assert_eq!(ending(&first), Some(Close::Superseded));
+        assert!(!sessions.leave(&first), "the place is the second's by now");
+        assert!(sessions.leave(&second));
+        assert_eq!(sessions.count(), 0);
+    }
+
+    #[test]
+    fn the_newer_unproven_session_wins() {
+        let sessions = Sessions::default();
+        let (first, second) = (handle("a", "1"), handle("a", "2"));
+        assert!(sessions.enter(&sessions.watch(&first.device), &first));
+        assert!(sessions.enter(&sessions.watch(&second.device), &second));
+        assert_eq!(ending(&first), Some(Close::Superseded));
+        assert!(!sessions.prove(&first));
+    }
+
+    #[test]
+    fn a_change_during_admission_is_never_missed() {
+        let sessions = Sessions::default();
+        let session = handle("a", "1");
+        let watch = sessions.watch(&session.device);
+        watch.reset();
+        sessions.device_changed(&session.device);
+        assert!(!sessions.enter(&watch, &session));
+        watch.reset();
+        sessions.fleet_changed(&FleetId::new("other").unwrap());
+        assert!(!sessions.enter(&watch, &session), "which fleet it belongs to is not known yet");
+        watch.reset();
+        assert!(sessions.enter(&watch, &session));
+        drop(watch);
+        assert_eq!(sessions.device_changed(&session.device).len(), 1);
+    }
+}

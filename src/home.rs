@@ -1,0 +1,198 @@
+//! The home: configuration, keys and local state, and how its files are written and judged.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
+
+/// The mode of a secret file.
+pub const SECRET: u32 = 0o600;
+/// The mode of a file that anyone may read.
+pub const PUBLIC: u32 = 0o644;
+
+/// Why a file of the home cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It is not there.
+    #[error("{0} does not exist; 'doorward init' makes a home, --home or DOORWARD_HOME names it")]
+    Missing(PathBuf),
+    /// It cannot be read or written.
+    #[error("cannot {act} {path}: {source}")]
+    Io {
+        /// `read` or `write`.
+        act: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Others may read a secret.
+    #[error("{path} holds a secret and its mode is {mode:04o}, so others may read it; run: chmod 600 {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// It exists, and nothing overwrites it.
+    #[error("{0} exists already and is not overwritten; move it away first")]
+    Exists(PathBuf),
+}
+
+/// A home's folder and the names in it.
+#[derive(Debug, Clone)]
+pub struct Home(PathBuf);
+
+impl Home {
+    /// A home at a folder, which need not exist.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// `config.toml`
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.0.join("config.toml")
+    }
+
+    /// `registry.db`
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.0.join("registry.db")
+    }
+
+    /// `devices/`, where bundles go.
+    #[must_use]
+    pub fn devices(&self) -> PathBuf {
+        self.0.join("devices")
+    }
+
+    /// `state/`, what the gateway keeps for itself.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.0.join("state")
+    }
+
+    /// A file below `pki/`.
+    #[must_use]
+    pub fn pki(&self, name: &str) -> PathBuf {
+        self.0.join("pki").join(name)
+    }
+
+    /// A path of the configuration, which is relative to the home.
+    #[must_use]
+    pub fn resolve(&self, path: &Path) -> PathBuf {
+        self.0.join(path)
+    }
+}
+
+/// Reads a file that is no secret.
+///
+/// # Errors
+/// [`FileError`] naming it.
+pub fn read(path: &Path) -> Result<String, FileError> {
+    fs::read_to_string(path).map_err(|source| not_read(path, source))
+}
+
+/// Reads a secret, which nobody else may be able to read.
+///
+/// # Errors
+/// [`FileError`] naming it, and the command that mends its mode.
+pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, FileError> {
+    let mut file = File::open(path).map_err(|source| not_read(path, source))?;
+    let metadata = file.metadata().map_err(|source| not_read(path, source))?;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(FileError::Open { path: path.to_owned(), mode });
+    }
+    // Room for the whole file at once, so that no half-grown copy of the secret is left behind unwiped.
+    let mut text = Zeroizing::new(String::with_capacity(usize::try_from(metadata.len()).unwrap_or(0) + 1));
+    io::Read::read_to_string(&mut file, &mut text).map_err(|source| not_read(path, source))?;
+    Ok(text)
+}
+
+/// Makes a folder (mode 0700) and its parents.
+///
+/// # Errors
+/// [`FileError`] naming it.
+pub fn make_folder(path: &Path) -> Result<(), FileError> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|source| not_written(path, source))
+}
+
+/// Writes a file whole or not at all: a temporary file, fsync, and a link that fails where the name is taken.
+///
+/// # Errors
+/// [`FileError::Exists`] where there is such a file; nothing is overwritten.
+pub fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), FileError> {
+    if fs::symlink_metadata(path).is_ok() {
+        return Err(FileError::Exists(path.to_owned()));
+    }
+    let temporary = write_temporary(path, text, mode)?;
+    // A hard link is the rename that does not overwrite.
+    let linked = fs::hard_link(&temporary, path);
+    let removed = fs::remove_file(&temporary);
+    match linked {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(FileError::Exists(path.to_owned())),
+        other => {
+            other.and(removed).and_then(|()| sync_folder(path)).map_err(|source| not_written(path, source))
+        }
+    }
+}
+
+/// Writes a file whole or not at all, in place of what was there.
+///
+/// # Errors
+/// [`FileError`] naming it.
+pub fn write_over(path: &Path, text: &str, mode: u32) -> Result<(), FileError> {
+    let temporary = write_temporary(path, text, mode)?;
+    fs::rename(&temporary, path).and_then(|()| sync_folder(path)).map_err(|source| not_written(path, source))
+}
+
+/// Gives a finished folder or file its name, durably.
+///
+/// # Errors
+/// [`FileError`] naming it.
+pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
+    fs::rename(from, to).and_then(|()| sync_folder(to)).map_err(|source| not_written(to, source))
+}
+
+fn write_temporary(path: &Path, text: &str, mode: u32) -> Result<PathBuf, FileError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let write = || {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(|source| not_written(path, source))?;
+    Ok(temporary)
+}
+
+/// The name is durable once its folder is.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder)?.sync_all()
+}
+
+fn not_read(path: &Path, source: io::Error) -> FileError {
+    match source.kind() {
+        io::ErrorKind::NotFound => FileError::Missing(path.to_owned()),
+        _ => FileError::Io { act: "read", path: path.to_owned(), source },
+    }
+}
+
+fn not_written(path: &Path, source: io::Error) -> FileError {
+    FileError::Io { act: "write", path: path.to_owned(), source }
+}

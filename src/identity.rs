@@ -1,0 +1,256 @@
+//! Who a device is: from the certificate it presented to the record in the registry, in the order of
+//! docs/protocol.md §1; the first failure refuses.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use doorward_pki::identity::{Leaf, printable};
+use doorward_pki::seal::MasterKey;
+use doorward_proto::close::Close;
+use doorward_proto::ids::{FleetId, KeyVersion};
+use doorward_proto::key::{Key, Keyring};
+use doorward_proto::limits::Limits;
+use doorward_proto::policy::Policy;
+use doorward_proto::session::Grant;
+use doorward_proto::time::NumericDate;
+
+use crate::clock;
+use crate::registry::{CertificateStatus, DeviceStatus, KeyState, Record};
+
+/// Why a device is not let in: the `type` of the problem document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Problem {
+    DeviceRevoked,
+    DeviceSuspended,
+    CertificateUnknown,
+    CertificateUnfit,
+    CertificateMismatch,
+    CertificateRevoked,
+    CertificateSuperseded,
+    CertificateExpired,
+    KeyUnknown,
+    Origin,
+    Malformed,
+    NotFound,
+    UpgradeRequired,
+    TooMany,
+    Draining,
+    Unavailable,
+}
+
+impl Problem {
+    /// Every problem.
+    pub(crate) const ALL: [Self; 16] = [
+        Self::DeviceRevoked,
+        Self::DeviceSuspended,
+        Self::CertificateUnknown,
+        Self::CertificateUnfit,
+        Self::CertificateMismatch,
+        Self::CertificateRevoked,
+        Self::CertificateSuperseded,
+        Self::CertificateExpired,
+        Self::KeyUnknown,
+        Self::Origin,
+        Self::Malformed,
+        Self::NotFound,
+        Self::UpgradeRequired,
+        Self::TooMany,
+        Self::Draining,
+        Self::Unavailable,
+    ];
+
+    /// The last part of `urn:doorward:problem:…`, and the label in logs and counters.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::DeviceRevoked => "device-revoked",
+            Self::DeviceSuspended => "device-suspended",
+            Self::CertificateUnknown => "certificate-unknown",
+            Self::CertificateUnfit => "certificate-unfit",
+            Self::CertificateMismatch => "certificate-mismatch",
+            Self::CertificateRevoked => "certificate-revoked",
+            Self::CertificateSuperseded => "certificate-superseded",
+            Self::CertificateExpired => "certificate-expired",
+            Self::KeyUnknown => "key-unknown",
+            Self::Origin => "origin",
+            Self::Malformed => "malformed",
+            Self::NotFound => "not-found",
+            Self::UpgradeRequired => "upgrade-required",
+            Self::TooMany => "too-many",
+            Self::Draining => "draining",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
+    /// The HTTP status.
+    pub(crate) const fn status(self) -> u16 {
+        match self {
+            Self::CertificateUnknown
+            | Self::CertificateUnfit
+            | Self::CertificateMismatch
+            | Self::KeyUnknown => 401,
+            Self::DeviceRevoked
+            | Self::DeviceSuspended
+            | Self::CertificateRevoked
+            | Self::CertificateSuperseded
+            | Self::CertificateExpired
+            | Self::Origin => 403,
+            Self::Malformed => 400,
+            Self::NotFound => 404,
+            Self::UpgradeRequired => 426,
+            Self::TooMany => 429,
+            Self::Draining | Self::Unavailable => 503,
+        }
+    }
+
+    /// How a live session ends to which this has become true.
+    pub(crate) const fn close(self) -> Close {
+        match self {
+            Self::DeviceRevoked => Close::Revoked,
+            Self::CertificateExpired => Close::CertificateExpired,
+            Self::KeyUnknown => Close::Kicked,
+            _ => Close::Suspended,
+        }
+    }
+}
+
+/// A refusal: what the device is told, and what the log says.
+#[derive(Debug, Clone)]
+pub(crate) struct Denied {
+    pub(crate) problem: Problem,
+    pub(crate) detail: String,
+}
+
+impl Denied {
+    pub(crate) fn new(problem: Problem, detail: impl Into<String>) -> Self {
+        Self { problem, detail: detail.into() }
+    }
+}
+
+/// Judges a certificate and the record behind it: steps 2 to 6.
+pub(crate) fn judge(leaf: &Leaf, record: Option<&Record>, now: NumericDate) -> Result<(), Denied> {
+    let Some(record) = record else {
+        let detail = "this certificate is signed by a device CA, but nobody has recorded it";
+        return Err(Denied::new(Problem::CertificateUnknown, detail));
+    };
+    let mismatch = |detail: String| Err(Denied::new(Problem::CertificateMismatch, detail));
+    match leaf.common_name() {
+        Ok(name) if name == record.device.as_str() => {}
+        Ok(name) => {
+            return mismatch(format!(
+                "the subject's common name is '{}', the record's is another",
+                printable(name)
+            ));
+        }
+        Err(error) => return mismatch(error.to_string()),
+    }
+    if let Err(unfit) = leaf.fit_for_device() {
+        return Err(Denied::new(Problem::CertificateUnfit, unfit.to_string()));
+    }
+    judge_record(record, now)
+}
+
+/// The part of the judgement that changes with the record and the time: steps 5 and 6.
+pub(crate) fn judge_record(record: &Record, now: NumericDate) -> Result<(), Denied> {
+    let certificate = &record.certificate;
+    let because = |reason: &Option<String>| reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    match (certificate.status, certificate.valid_until) {
+        (CertificateStatus::Revoked, _) => {
+            let detail = format!("this certificate is revoked{}", because(&certificate.reason));
+            return Err(Denied::new(Problem::CertificateRevoked, detail));
+        }
+        (CertificateStatus::Superseded, end) if end.is_none_or(|end| now >= clock::numeric(end)) => {
+            let detail = "a newer certificate has taken this one's place, and its grace is over";
+            return Err(Denied::new(Problem::CertificateSuperseded, detail));
+        }
+        _ => {}
+    }
+    if now >= clock::numeric(certificate.not_after) {
+        let detail = format!("this certificate expired on {}", date(certificate.not_after));
+        return Err(Denied::new(Problem::CertificateExpired, detail));
+    }
+    match record.status {
+        DeviceStatus::Active => Ok(()),
+        DeviceStatus::Suspended => {
+            let detail = format!("device '{}' is suspended{}", record.device, because(&record.reason));
+            Err(Denied::new(Problem::DeviceSuspended, detail))
+        }
+        DeviceStatus::Revoked => {
+            let detail = format!("device '{}' is revoked{}", record.device, because(&record.reason));
+            Err(Denied::new(Problem::DeviceRevoked, detail))
+        }
+    }
+}
+
+fn date(time: time::OffsetDateTime) -> String {
+    time.format(&time::format_description::well_known::Rfc3339).unwrap_or_else(|_| time.to_string())
+}
+
+/// A policy beside the text that it was read from.
+type ReadPolicy = (Arc<str>, Arc<Policy>);
+
+/// Turns records into what sessions work with. Policies are read once and shared.
+pub(crate) struct Granter {
+    pub(crate) master: MasterKey,
+    pub(crate) limits: Limits,
+    /// One for each fleet that was seen: bounded by the registry's fleets.
+    pub(crate) policies: Mutex<HashMap<FleetId, ReadPolicy>>,
+}
+
+impl Granter {
+    /// A record, ready for use; `key` is the version that the device asked the gateway to sign with.
+    pub(crate) fn grant(
+        &self,
+        record: &Record,
+        key: Option<KeyVersion>,
+        now: NumericDate,
+    ) -> Result<Grant, Denied> {
+        let mut keyring = Keyring::default();
+        let mut active = None;
+        for sealed in &record.keys {
+            if sealed.state == KeyState::Retired {
+                continue;
+            }
+            let bytes = self.master.open(&record.device, sealed.version, &sealed.sealed).map_err(|error| {
+                tracing::error!(device = %record.device, version = %sealed.version, %error, "a key does not open");
+                Denied::new(Problem::Unavailable, "the gateway cannot use this device's key; its log says why")
+            })?;
+            keyring.add(Key::new(sealed.version, &bytes), sealed.grace_until.map(clock::numeric));
+            if sealed.state == KeyState::Active {
+                active = active.max(Some(sealed.version));
+            }
+        }
+        let version = key.or(active);
+        let Some(signer) = version.and_then(|version| keyring.find(version, now)).cloned() else {
+            let detail = match version {
+                Some(version) => format!("key version {version} is none of this device's that hold"),
+                None => "this device has no key that holds; 'doorward device show' lists them".to_owned(),
+            };
+            return Err(Denied::new(Problem::KeyUnknown, detail));
+        };
+        Ok(Grant {
+            device: record.device.clone(),
+            fleet: record.fleet.clone(),
+            keyring,
+            signer,
+            policy: self.policy(record)?,
+            limits: self.limits,
+            certificate_expires: clock::numeric(record.certificate.not_after),
+            grace_ends: record.certificate.valid_until.map(clock::numeric),
+        })
+    }
+
+    fn policy(&self, record: &Record) -> Result<Arc<Policy>, Denied> {
+        let mut policies = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((text, policy)) = policies.get(&record.fleet)
+            && *text == record.policy
+        {
+            return Ok(Arc::clone(policy));
+        }
+        let policy = Policy::parse(&record.policy).map(Arc::new).map_err(|error| {
+            tracing::error!(fleet = %record.fleet, %error, "a fleet's policy cannot be read; mend it with 'doorward fleet policy'");
+            Denied::new(Problem::Unavailable, "the gateway cannot read this fleet's policy; its log says why")
+        })?;
+        policies.insert(record.fleet.clone(), (Arc::clone(&record.policy), Arc::clone(&policy)));
+        Ok(policy)
+    }
+}

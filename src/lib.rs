@@ -1,0 +1,21 @@
+//! Doorward: the gateway that lets a fleet of IoT devices in, and nobody else.
+//!
+//! A byte enters at [`accept`], and passes one check a room: `tls`, [`identity`], [`upgrade`], [`connection`] with the
+//! session core of `doorward-proto`, and leaves through [`sink`] as a stored message, or through [`route`] to those who
+//! subscribed. ARCHITECTURE.md is the map.
+
+mod accept;
+pub mod cli;
+pub mod clock;
+pub mod config;
+mod connection;
+pub mod entropy;
+pub mod gateway;
+pub mod home;
+mod identity;
+pub mod metrics;
+pub mod registry;
+mod route;
+mod sink;
+pub mod tls;
+mod upgrade;

@@ -1,0 +1,132 @@
+//! One counter for each verdict, connection and session. Labels come from enums, so there are as many as there are and
+//! no peer can make more.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use doorward_proto::close::Close;
+use doorward_proto::verdict::Refusal;
+
+use crate::identity::Problem;
+
+/// What has happened since the start.
+#[derive(Debug, Default)]
+pub struct Counters {
+    over_limit: AtomicU64,
+    gone: AtomicU64,
+    handshake_timeouts: AtomicU64,
+    tls_refused: AtomicU64,
+    refused: [AtomicU64; Problem::ALL.len()],
+    opened: AtomicU64,
+    proven: AtomicU64,
+    closed: [AtomicU64; Close::ALL.len()],
+    accepted: AtomicU64,
+    ignored: AtomicU64,
+    rejected: [AtomicU64; Refusal::ALL.len()],
+}
+
+/// The counters at a moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Totals {
+    /// Connections closed at once, over `limits.connections`.
+    pub over_limit: u64,
+    /// Peers that went away before their request.
+    pub gone: u64,
+    /// Handshakes that ran out of time.
+    pub handshake_timeouts: u64,
+    /// Handshakes that TLS refused.
+    pub tls_refused: u64,
+    /// Upgrades refused, all problems together.
+    pub refused: u64,
+    /// Sessions opened.
+    pub opened: u64,
+    /// Sessions proven.
+    pub proven: u64,
+    /// Sessions closed.
+    pub closed: u64,
+    /// Messages accepted.
+    pub accepted: u64,
+    /// Messages rejected, all errors together.
+    pub rejected: u64,
+}
+
+fn add(counter: Option<&AtomicU64>) {
+    if let Some(counter) = counter {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Counters {
+    pub(crate) fn over_limit(&self) {
+        add(Some(&self.over_limit));
+    }
+    pub(crate) fn gone(&self) {
+        add(Some(&self.gone));
+    }
+    pub(crate) fn handshake_timeout(&self) {
+        add(Some(&self.handshake_timeouts));
+    }
+    pub(crate) fn tls_refused(&self) {
+        add(Some(&self.tls_refused));
+    }
+    pub(crate) fn refused(&self, problem: Problem) {
+        add(Problem::ALL.iter().position(|p| *p == problem).and_then(|at| self.refused.get(at)));
+    }
+    pub(crate) fn opened(&self) {
+        add(Some(&self.opened));
+    }
+    pub(crate) fn proven(&self) {
+        add(Some(&self.proven));
+    }
+    pub(crate) fn closed(&self, close: Close) {
+        add(Close::ALL.iter().position(|c| *c == close).and_then(|at| self.closed.get(at)));
+    }
+    pub(crate) fn accepted(&self) {
+        add(Some(&self.accepted));
+    }
+    pub(crate) fn ignored(&self) {
+        add(Some(&self.ignored));
+    }
+    pub(crate) fn rejected(&self, refusal: Refusal) {
+        add(Refusal::ALL.iter().position(|r| *r == refusal).and_then(|at| self.rejected.get(at)));
+    }
+
+    /// The counters now.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let sum = |counters: &[AtomicU64]| counters.iter().map(get).sum();
+        Totals {
+            over_limit: get(&self.over_limit),
+            gone: get(&self.gone),
+            handshake_timeouts: get(&self.handshake_timeouts),
+            tls_refused: get(&self.tls_refused),
+            refused: sum(&self.refused),
+            opened: get(&self.opened),
+            proven: get(&self.proven),
+            closed: sum(&self.closed),
+            accepted: get(&self.accepted),
+            rejected: sum(&self.rejected),
+        }
+    }
+
+    /// How many upgrades were refused for one problem, by its label.
+    #[must_use]
+    pub fn refused_for(&self, label: &str) -> u64 {
+        let at = Problem::ALL.iter().position(|problem| problem.label() == label);
+        at.and_then(|at| self.refused.get(at)).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// How many messages were rejected for one reason.
+    #[must_use]
+    pub fn rejected_for(&self, refusal: Refusal) -> u64 {
+        let at = Refusal::ALL.iter().position(|r| *r == refusal);
+        at.and_then(|at| self.rejected.get(at)).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+
+    /// How many sessions were closed for one reason.
+    #[must_use]
+    pub fn closed_for(&self, close: Close) -> u64 {
+        let at = Close::ALL.iter().position(|c| *c == close);
+        at.and_then(|at| self.closed.get(at)).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+}

@@ -1,0 +1,551 @@
+//! The system of record: which devices exist, which certificates and keys are theirs, what they may do.
+//!
+//! One trait, two implementations, one contract suite that both pass (`tests/it/registry.rs`). The gateway asks at
+//! admission and follows [`Registry::read_changes`] afterwards; it never asks per message.
+
+pub mod postgres;
+pub mod sqlite;
+
+mod shared;
+mod url;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use doorward_pki::identity::Fingerprint;
+use doorward_proto::ids::{DeviceId, FleetId, KeyVersion, MessageId};
+use time::OffsetDateTime;
+
+pub use url::{DatabaseUrl, UrlError};
+
+/// How long a gateway waits for the registry. A session that cannot be judged by then is refused with 503.
+pub const QUERY_DEADLINE: Duration = Duration::from_secs(5);
+/// How long an operator waits: lists and bulk work are long, and nobody is kept out meanwhile.
+pub const OPERATOR_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Whether a database may be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// `init`: a SQLite file that does not exist is made, mode 0600.
+    Create,
+    /// Everything else: a SQLite file that does not exist is an error.
+    Existing,
+}
+
+/// Opens the registry that a URL names. It makes no connection yet: a gateway starts while its Postgres is away, and
+/// serves what it knows. Call it inside a tokio runtime.
+///
+/// # Errors
+/// [`RegistryError::Unavailable`] for a SQLite file that does not exist (with [`Access::Existing`]) or cannot be made.
+pub fn connect(url: &DatabaseUrl, access: Access) -> Result<Arc<dyn Registry>> {
+    Ok(match url.target() {
+        url::Target::Sqlite(path) => Arc::new(sqlite::Sqlite::open(path, access)?),
+        url::Target::Postgres(options) => Arc::new(postgres::Postgres::new(options)),
+    })
+}
+
+/// Why the registry did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// The database cannot be reached or did not answer in time. Nothing is known to have happened.
+    #[error("the registry cannot be reached ({0})")]
+    Unavailable(String),
+    /// The connection was lost while a commit was under way: it may have happened or not.
+    #[error("the registry was lost during a commit ({0})")]
+    Unknown(String),
+    /// There is no such thing.
+    #[error("there is no {kind} '{id}'")]
+    NotFound {
+        /// What was looked for: `device`, `fleet`.
+        kind: &'static str,
+        /// Its id.
+        id: String,
+    },
+    /// The id is taken (ids that differ only in case are one id).
+    #[error("the {kind} '{id}' exists already")]
+    Exists {
+        /// What exists.
+        kind: &'static str,
+        /// Its id, as it was asked for.
+        id: String,
+    },
+    /// The state it is in does not allow the act.
+    #[error("{0}")]
+    Refused(String),
+    /// The schema is not the one that this binary was built with.
+    #[error("{0}")]
+    Schema(#[from] SchemaError),
+    /// The database holds something that this binary cannot read.
+    #[error("the registry holds something unreadable: {0}")]
+    Corrupt(String),
+    /// The database refused a statement for a reason that is ours to mend.
+    #[error("the registry refused a statement: {0}")]
+    Internal(String),
+}
+
+/// Short for a result of the registry.
+pub type Result<T, E = RegistryError> = std::result::Result<T, E>;
+
+/// A schema other than this binary's. `init` mends the first two.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SchemaError {
+    /// No schema at all.
+    #[error("the registry has no schema; run 'doorward init' to make it")]
+    Missing,
+    /// Made by an older version.
+    #[error(
+        "the registry's schema is version {found}, this doorward needs {needed}; run 'doorward init' to migrate it"
+    )]
+    Older {
+        /// The newest migration that was applied.
+        found: i64,
+        /// The newest migration of this binary.
+        needed: i64,
+    },
+    /// Made by a newer version.
+    #[error(
+        "the registry's schema is version {found}, this doorward knows up to {needed}; install the newer doorward"
+    )]
+    Newer {
+        /// The newest migration that was applied.
+        found: i64,
+        /// The newest migration of this binary.
+        needed: i64,
+    },
+}
+
+/// Whether a device may connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceStatus {
+    /// It may.
+    Active,
+    /// Not now; an operator can resume it.
+    Suspended,
+    /// Never again.
+    Revoked,
+}
+
+/// Whether a certificate opens the door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CertificateStatus {
+    /// It does, until it expires.
+    Active,
+    /// A newer one has taken its place; it does until `valid_until`.
+    Superseded,
+    /// It never does again.
+    Revoked,
+}
+
+/// The life of an HMAC key version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyState {
+    /// Issued, not yet confirmed by a message signed with it.
+    Pending,
+    /// The newest confirmed one: the gateway signs with it.
+    Active,
+    /// An older one that still verifies until its grace ends.
+    Grace,
+    /// Worth nothing.
+    Retired,
+}
+
+/// A key version as the registry keeps it.
+#[derive(Debug, Clone)]
+pub struct SealedKey {
+    /// Which version.
+    pub version: KeyVersion,
+    /// The key, sealed by the master key.
+    pub sealed: Vec<u8>,
+    /// Where in its life.
+    pub state: KeyState,
+    /// When the grace ends, for a key in it.
+    pub grace_until: Option<OffsetDateTime>,
+}
+
+/// A certificate as the registry keeps it.
+#[derive(Debug, Clone)]
+pub struct CertificateRecord {
+    /// SHA-256 of the DER.
+    pub fingerprint: Fingerprint,
+    /// 32 hex digits.
+    pub serial: String,
+    /// The key id of the authority that signed it, hex.
+    pub issuer: String,
+    /// The certificate itself.
+    pub der: Vec<u8>,
+    /// From when.
+    pub not_before: OffsetDateTime,
+    /// Until when.
+    pub not_after: OffsetDateTime,
+    /// Where in its life.
+    pub status: CertificateStatus,
+    /// The end of its grace, for a superseded one.
+    pub valid_until: Option<OffsetDateTime>,
+    /// Why it was revoked.
+    pub reason: Option<String>,
+}
+
+/// Everything that admission and a live session need to know of a device, by one of its certificates.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// The device.
+    pub device: DeviceId,
+    /// Its fleet.
+    pub fleet: FleetId,
+    /// Whether it may connect.
+    pub status: DeviceStatus,
+    /// Why it is suspended or revoked.
+    pub reason: Option<String>,
+    /// The certificate that was asked for.
+    pub certificate: CertificateRecord,
+    /// All key versions that are not retired, oldest first.
+    pub keys: Vec<SealedKey>,
+    /// The fleet's policy, as its JSON text.
+    pub policy: Arc<str>,
+}
+
+/// A device to register, with its first certificate and first key. The three commit together.
+#[derive(Debug, Clone)]
+pub struct NewDevice {
+    /// Its id.
+    pub id: DeviceId,
+    /// Its fleet, which must exist.
+    pub fleet: FleetId,
+    /// Its certificate (status `active`).
+    pub certificate: NewCertificate,
+    /// Its HMAC key, version 1, sealed (state `active`: the first bundle's key counts as confirmed).
+    pub sealed_key: Vec<u8>,
+}
+
+/// A certificate to record.
+#[derive(Debug, Clone)]
+pub struct NewCertificate {
+    /// SHA-256 of the DER.
+    pub fingerprint: Fingerprint,
+    /// 32 hex digits.
+    pub serial: String,
+    /// The key id of the authority that signed it, hex.
+    pub issuer: String,
+    /// The certificate itself.
+    pub der: Vec<u8>,
+    /// From when.
+    pub not_before: OffsetDateTime,
+    /// Until when.
+    pub not_after: OffsetDateTime,
+}
+
+/// A fleet, as operators see it.
+#[derive(Debug, Clone)]
+pub struct Fleet {
+    /// Its id.
+    pub id: FleetId,
+    /// Its policy, as its JSON text.
+    pub policy: String,
+    /// How many devices belong to it, by status: active, suspended, revoked.
+    pub devices: [u64; 3],
+    /// When it was made.
+    pub created: OffsetDateTime,
+}
+
+/// A line of the list of devices.
+#[derive(Debug, Clone)]
+pub struct DeviceSummary {
+    /// Its id.
+    pub id: DeviceId,
+    /// Its fleet.
+    pub fleet: FleetId,
+    /// Whether it may connect.
+    pub status: DeviceStatus,
+    /// Why not.
+    pub reason: Option<String>,
+    /// When it was registered.
+    pub created: OffsetDateTime,
+    /// The end of its newest active certificate.
+    pub certificate_expires: Option<OffsetDateTime>,
+    /// Its newest active key version.
+    pub key: Option<KeyVersion>,
+    /// When a gateway last heard it.
+    pub last_seen: Option<OffsetDateTime>,
+}
+
+/// A device with all that is its.
+#[derive(Debug, Clone)]
+pub struct DeviceDetail {
+    /// The line of the list.
+    pub summary: DeviceSummary,
+    /// All certificates, newest first.
+    pub certificates: Vec<CertificateRecord>,
+    /// All key versions, retired ones too, oldest first.
+    pub keys: Vec<SealedKey>,
+    /// Its presence, where a gateway has ever seen it proven.
+    pub presence: Option<Presence>,
+}
+
+/// Where a device is or was connected.
+#[derive(Debug, Clone)]
+pub struct Presence {
+    /// The device.
+    pub device: DeviceId,
+    /// Its fleet.
+    pub fleet: FleetId,
+    /// The gateway's name.
+    pub gateway: String,
+    /// The session; `None` once it has ended.
+    pub session: Option<String>,
+    /// Counts the device's proven sessions; only the newest may store.
+    pub epoch: i64,
+    /// Since when.
+    pub since: OffsetDateTime,
+    /// When the gateway last heard it (written in batches).
+    pub last_seen: OffsetDateTime,
+    /// The peer's address.
+    pub peer: String,
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, Default)]
+pub struct DeviceFilter {
+    /// Of this fleet alone.
+    pub fleet: Option<FleetId>,
+    /// In this status alone.
+    pub status: Option<DeviceStatus>,
+    /// After this id, in the order of ids.
+    pub after: Option<DeviceId>,
+    /// How many at most.
+    pub limit: u32,
+}
+
+/// What an operator does to a device's status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// `active` to `suspended`.
+    Suspend,
+    /// `suspended` to `active`.
+    Resume,
+    /// Anything to `revoked`.
+    Revoke,
+}
+
+/// Whether an act changed anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// It did.
+    Changed,
+    /// The state was already so.
+    Already,
+}
+
+/// A device's proven session takes its place: the epoch goes up and the session becomes the newest.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// The device.
+    pub device: DeviceId,
+    /// The session, as the gateway names it.
+    pub session: Arc<str>,
+    /// The gateway's name.
+    pub gateway: Arc<str>,
+    /// The peer's address.
+    pub peer: String,
+    /// When it was proven.
+    pub at: OffsetDateTime,
+}
+
+/// A publish to store.
+#[derive(Debug, Clone)]
+pub struct NewMessage {
+    /// Who sent it.
+    pub device: DeviceId,
+    /// In which session.
+    pub session: Arc<str>,
+    /// The device's own id for it.
+    pub id: MessageId,
+    /// The channel.
+    pub channel: Box<str>,
+    /// The JSON text as received.
+    pub data: Box<str>,
+    /// When it was measured, in unix milliseconds, as the device says.
+    pub at_ms: Option<i64>,
+    /// When the gateway received it, in unix milliseconds.
+    pub received_ms: i64,
+}
+
+/// A security event.
+#[derive(Debug, Clone)]
+pub struct NewEvent {
+    /// When.
+    pub at: OffsetDateTime,
+    /// The gateway's name.
+    pub gateway: Arc<str>,
+    /// The device, where known.
+    pub device: Option<DeviceId>,
+    /// Which kind, from a fixed list.
+    pub kind: &'static str,
+    /// The peer's address.
+    pub peer: String,
+    /// Words for a person.
+    pub detail: String,
+}
+
+/// One transaction of a gateway. Its parts are written in the order of the fields.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Sessions that have been proven.
+    pub claims: Vec<Claim>,
+    /// Messages to store.
+    pub messages: Vec<NewMessage>,
+    /// Sessions that were heard, and when.
+    pub seen: Vec<(DeviceId, Arc<str>, OffsetDateTime)>,
+    /// Sessions that have ended.
+    pub releases: Vec<(DeviceId, Arc<str>)>,
+    /// What a security officer wants to read.
+    pub events: Vec<NewEvent>,
+}
+
+/// What became of one message of a batch that committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is stored, or a message of this device with this id was stored before: both are acked.
+    Durable,
+    /// The device is not active or the session is not its newest: not stored, never acked.
+    Fenced,
+    /// The database refuses this very row.
+    Unstorable,
+}
+
+/// A stored message.
+#[derive(Debug, Clone)]
+pub struct StoredMessage {
+    /// The place in the order of storing.
+    pub position: i64,
+    /// Who sent it.
+    pub device: DeviceId,
+    /// The device's own id for it.
+    pub id: MessageId,
+    /// The channel.
+    pub channel: String,
+    /// The JSON text as received.
+    pub data: String,
+    /// When it was measured.
+    pub at: Option<OffsetDateTime>,
+    /// When the gateway received it.
+    pub received_at: OffsetDateTime,
+}
+
+/// Which stored messages.
+#[derive(Debug, Clone, Default)]
+pub struct MessageFilter {
+    /// Of this device alone.
+    pub device: Option<DeviceId>,
+    /// Received at or after.
+    pub since: Option<OffsetDateTime>,
+    /// Stored after this position.
+    pub after: i64,
+    /// How many at most.
+    pub limit: u32,
+}
+
+/// What changed in the registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The device's row, one of its certificates or one of its keys.
+    Device(DeviceId),
+    /// The fleet's row.
+    Fleet(FleetId),
+    /// An operator ends the device's session without more.
+    Kick(DeviceId),
+}
+
+/// A place in the feed of changes, for one process and one database: a follower takes it from [`Registry::position`],
+/// hands it back and leaves its parts alone. `Default` is the feed's beginning.
+///
+/// In SQLite rows are numbered in the order of their commits and `low` is the last row read. In Postgres a transaction
+/// that commits late has rows below some that were read long ago. All that tells them is the transaction id: those
+/// below a snapshot's xmin are decided for ever. So `low` is a transaction id there; rows at or above it are read again,
+/// and skipped if they are in `seen`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Position {
+    /// The restart position: what stands below it (in SQLite: at or below) has been read.
+    pub low: i64,
+    /// Rows at or above it that were read: transaction id and row id. Empty in SQLite.
+    pub seen: BTreeSet<(i64, i64)>,
+    /// The highest row id that was read: a feed that ends before it runs backwards.
+    pub last: i64,
+}
+
+/// What a look at the feed brought.
+#[derive(Debug, Default)]
+pub struct News {
+    /// In the order of the feed.
+    pub changes: Vec<Change>,
+    /// Rows that this position still needed have been pruned, or the feed runs backwards (a restored backup):
+    /// everything has to be asked again.
+    pub gap: bool,
+    /// More is waiting: read again at once.
+    pub more: bool,
+}
+
+/// The registry. Every method has a deadline of its own and ends with [`RegistryError::Unavailable`] when it passes.
+///
+/// A wrong answer is worse than none: an implementation that does not know says so with an error. A `None` from
+/// [`Registry::look_up`] means that the registry was read and has no such row.
+#[async_trait]
+pub trait Registry: Send + Sync + 'static {
+    /// Makes or migrates the schema. Repeating it changes nothing. Refuses a newer schema.
+    async fn migrate(&self) -> Result<Done>;
+    /// Refuses any schema but this binary's.
+    async fn check_schema(&self) -> Result<()>;
+
+    /// The record behind a certificate.
+    async fn look_up(&self, certificate: &Fingerprint) -> Result<Option<Record>>;
+
+    /// The end of the feed now: changes that commit later will be read from here.
+    async fn position(&self) -> Result<Position>;
+    /// Changes after a position, which it moves on. At most a thousand at a time. After a gap the position is the
+    /// feed's end and `changes` is empty.
+    async fn read_changes(&self, position: &mut Position) -> Result<News>;
+    /// Returns when there may be news, or after `patience`. For one follower at a time.
+    async fn changed(&self, patience: Duration) -> Result<()>;
+
+    /// Writes a batch in one transaction; the answer has one fate for each message, in order.
+    /// [`RegistryError::Unknown`] when the commit's outcome is unknown: writing the same batch again is safe.
+    async fn write(&self, batch: &Batch) -> Result<Vec<Fate>>;
+    /// Ends what a crashed run of this gateway left in `presence`.
+    async fn forget_sessions(&self, gateway: &str) -> Result<u64>;
+    /// Deletes up to `limit` messages received before `before`; how many it deleted.
+    async fn prune_messages(&self, before: OffsetDateTime, limit: u32) -> Result<u64>;
+    /// Deletes up to `limit` changes and events older than `before`; how many it deleted.
+    async fn prune_history(&self, before: OffsetDateTime, limit: u32) -> Result<u64>;
+
+    /// Adds a fleet with a policy that the caller has checked.
+    async fn add_fleet(&self, id: &FleetId, policy: &str) -> Result<()>;
+    /// All fleets, in the order of ids.
+    async fn fleets(&self) -> Result<Vec<Fleet>>;
+    /// One fleet.
+    async fn fleet(&self, id: &FleetId) -> Result<Option<Fleet>>;
+    /// Sets a fleet's policy, which the caller has checked.
+    async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Done>;
+
+    /// Adds devices: all of them or none. [`RegistryError::Exists`] names the first that exists.
+    async fn add_devices(&self, devices: &[NewDevice]) -> Result<()>;
+    /// Which of these ids exist (compared without case), each with the fingerprints of its certificates.
+    async fn known(&self, ids: &[DeviceId]) -> Result<Vec<(DeviceId, Vec<Fingerprint>)>>;
+    /// A page of devices.
+    async fn devices(&self, filter: &DeviceFilter) -> Result<Vec<DeviceSummary>>;
+    /// One device with all that is its.
+    async fn device(&self, id: &DeviceId) -> Result<Option<DeviceDetail>>;
+    /// Suspends, resumes or revokes. [`RegistryError::Refused`] for any act on a revoked device but `Revoke`.
+    async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Done>;
+    /// Ends the device's session, wherever it is. [`RegistryError::Refused`] for a revoked device.
+    async fn kick(&self, id: &DeviceId) -> Result<()>;
+
+    /// Live sessions that were heard at or after `fresh`, in the order of device ids.
+    async fn sessions(&self, fresh: OffsetDateTime) -> Result<Vec<Presence>>;
+    /// Stored messages, in the order of storing.
+    async fn messages(&self, filter: &MessageFilter) -> Result<Vec<StoredMessage>>;
+}

@@ -1,0 +1,221 @@
+//! The registry in Postgres: everything in the schema `doorward`.
+
+mod admission;
+mod devices;
+mod error;
+mod feed;
+mod fleets;
+mod rows;
+mod schema;
+mod store;
+
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use doorward_pki::Fingerprint;
+use doorward_proto::ids::{DeviceId, FleetId};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use time::OffsetDateTime;
+
+use super::shared::{Phase, within};
+use super::{
+    Act, Batch, DeviceDetail, DeviceFilter, DeviceSummary, Done, Fate, Fleet, MessageFilter, NewDevice, News,
+    OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Record, Registry, Result, StoredMessage,
+};
+
+/// How long the feed rests between two looks.
+const POLL: Duration = Duration::from_millis(100);
+const GATEWAY_CONNECTIONS: u32 = 8;
+const OPERATOR_CONNECTIONS: u32 = 4;
+
+/// A registry in Postgres.
+#[derive(Debug)]
+pub struct Postgres {
+    /// For what a device waits for.
+    gateway: PgPool,
+    /// For what a person waits for. Apart, so that a long list never takes a gateway's last connection.
+    operator: PgPool,
+}
+
+impl Postgres {
+    /// A registry that connects when it is first asked.
+    #[must_use]
+    pub fn new(options: &PgConnectOptions) -> Self {
+        let pool = |deadline: Duration, connections| {
+            PgPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(QUERY_DEADLINE)
+                .connect_lazy_with(session(options, deadline))
+        };
+        Self {
+            gateway: pool(QUERY_DEADLINE, GATEWAY_CONNECTIONS),
+            operator: pool(OPERATOR_DEADLINE, OPERATOR_CONNECTIONS),
+        }
+    }
+
+    async fn gateway(&self) -> Result<Held> {
+        Held::from(&self.gateway).await
+    }
+
+    async fn operator(&self) -> Result<Held> {
+        Held::from(&self.operator).await
+    }
+}
+
+/// The server gives up when the caller does: else a statement that waits for a lock would outlive its deadline.
+fn session(options: &PgConnectOptions, deadline: Duration) -> PgConnectOptions {
+    let statement = deadline.as_millis().to_string();
+    let lock = (deadline * 4 / 5).as_millis().to_string();
+    let options = match options.get_application_name() {
+        Some(_) => options.clone(),
+        None => options.clone().application_name("doorward"),
+    };
+    options.options([
+        ("search_path", "doorward,pg_temp"),
+        ("statement_timeout", statement.as_str()),
+        ("lock_timeout", lock.as_str()),
+        ("idle_in_transaction_session_timeout", "60000"),
+    ])
+}
+
+/// A connection that is closed unless [`Held::release`] gives it back: one whose deadline passed may be half-open, and
+/// would keep the next caller waiting too.
+struct Held {
+    connection: PoolConnection<sqlx::Postgres>,
+    sound: bool,
+}
+
+impl Held {
+    async fn from(pool: &PgPool) -> Result<Self> {
+        let connection = pool.acquire().await.map_err(error::read)?;
+        Ok(Self { connection, sound: false })
+    }
+
+    fn release(mut self) {
+        self.sound = true;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.sound {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
+impl Deref for Held {
+    type Target = PgConnection;
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Held {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}
+
+#[async_trait]
+impl Registry for Postgres {
+    async fn migrate(&self) -> Result<Done> {
+        within(OPERATOR_DEADLINE, schema::migrate(self)).await
+    }
+
+    async fn check_schema(&self) -> Result<()> {
+        within(QUERY_DEADLINE, schema::check(self)).await
+    }
+
+    async fn look_up(&self, certificate: &Fingerprint) -> Result<Option<Record>> {
+        within(QUERY_DEADLINE, admission::look_up(self, certificate)).await
+    }
+
+    async fn position(&self) -> Result<Position> {
+        within(QUERY_DEADLINE, feed::end(self)).await
+    }
+
+    async fn read_changes(&self, position: &mut Position) -> Result<News> {
+        within(QUERY_DEADLINE, feed::read(self, position)).await
+    }
+
+    async fn changed(&self, patience: Duration) -> Result<()> {
+        tokio::time::sleep(patience.min(POLL)).await;
+        Ok(())
+    }
+
+    async fn write(&self, batch: &Batch) -> Result<Vec<Fate>> {
+        let phase = Phase::default();
+        phase.within(QUERY_DEADLINE, store::write(self, &phase, batch)).await
+    }
+
+    async fn forget_sessions(&self, gateway: &str) -> Result<u64> {
+        let phase = Phase::default();
+        phase.within(QUERY_DEADLINE, store::forget_sessions(self, &phase, gateway)).await
+    }
+
+    async fn prune_messages(&self, before: OffsetDateTime, limit: u32) -> Result<u64> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, store::prune_messages(self, &phase, before, limit)).await
+    }
+
+    async fn prune_history(&self, before: OffsetDateTime, limit: u32) -> Result<u64> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, store::prune_history(self, &phase, before, limit)).await
+    }
+
+    async fn add_fleet(&self, id: &FleetId, policy: &str) -> Result<()> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, fleets::add(self, &phase, id, policy)).await
+    }
+
+    async fn fleets(&self) -> Result<Vec<Fleet>> {
+        within(OPERATOR_DEADLINE, fleets::read(self, None)).await
+    }
+
+    async fn fleet(&self, id: &FleetId) -> Result<Option<Fleet>> {
+        Ok(within(OPERATOR_DEADLINE, fleets::read(self, Some(id))).await?.pop())
+    }
+
+    async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Done> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, fleets::set_policy(self, &phase, id, policy)).await
+    }
+
+    async fn add_devices(&self, devices: &[NewDevice]) -> Result<()> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, devices::add(self, &phase, devices)).await
+    }
+
+    async fn known(&self, ids: &[DeviceId]) -> Result<Vec<(DeviceId, Vec<Fingerprint>)>> {
+        within(OPERATOR_DEADLINE, devices::known(self, ids)).await
+    }
+
+    async fn devices(&self, filter: &DeviceFilter) -> Result<Vec<DeviceSummary>> {
+        within(OPERATOR_DEADLINE, devices::list(self, filter)).await
+    }
+
+    async fn device(&self, id: &DeviceId) -> Result<Option<DeviceDetail>> {
+        within(OPERATOR_DEADLINE, devices::detail(self, id)).await
+    }
+
+    async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Done> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, devices::set_status(self, &phase, id, act, reason)).await
+    }
+
+    async fn kick(&self, id: &DeviceId) -> Result<()> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, devices::kick(self, &phase, id)).await
+    }
+
+    async fn sessions(&self, fresh: OffsetDateTime) -> Result<Vec<Presence>> {
+        within(OPERATOR_DEADLINE, devices::sessions(self, fresh)).await
+    }
+
+    async fn messages(&self, filter: &MessageFilter) -> Result<Vec<StoredMessage>> {
+        within(OPERATOR_DEADLINE, store::messages(self, filter)).await
+    }
+}

@@ -1,0 +1,88 @@
+//! Fleets, for operators.
+
+use doorward_proto::ids::FleetId;
+use sqlx::Connection;
+
+use super::super::shared::{Phase, count, fleet_id};
+use super::super::{Done, Fleet, RegistryError, Result};
+use super::{Postgres, error, rows};
+
+pub(super) async fn add(registry: &Postgres, phase: &Phase, id: &FleetId, policy: &str) -> Result<()> {
+    let mut connection = registry.operator().await?;
+    let mut transaction = connection.begin().await.map_err(error::read)?;
+    sqlx::query("INSERT INTO fleets (id, policy) VALUES ($1, $2)")
+        .bind(id.as_str())
+        .bind(policy)
+        .execute(&mut *transaction)
+        .await
+        .map_err(|error| match error::is_conflict(&error) {
+            true => RegistryError::Exists { kind: "fleet", id: id.to_string() },
+            false => error::read(error),
+        })?;
+    phase.commit(transaction).await.map_err(error::commit)?;
+    connection.release();
+    Ok(())
+}
+
+/// All fleets, or one.
+pub(super) async fn read(registry: &Postgres, id: Option<&FleetId>) -> Result<Vec<Fleet>> {
+    let mut connection = registry.operator().await?;
+    let found = sqlx::query(
+        "SELECT f.id, f.policy, f.created,
+                count(*) FILTER (WHERE d.status = 'active') AS active,
+                count(*) FILTER (WHERE d.status = 'suspended') AS suspended,
+                count(*) FILTER (WHERE d.status = 'revoked') AS revoked
+         FROM fleets f LEFT JOIN devices d ON d.fleet = f.id
+         WHERE $1::text IS NULL OR f.id = $1
+         GROUP BY f.id ORDER BY f.id",
+    )
+    .bind(id.map(|id| id.as_str()))
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(error::read)?;
+    connection.release();
+    let fleet = |row| {
+        Ok(Fleet {
+            id: fleet_id(rows::get(row, "id")?)?,
+            policy: rows::get(row, "policy")?,
+            devices: [
+                count(rows::get(row, "active")?),
+                count(rows::get(row, "suspended")?),
+                count(rows::get(row, "revoked")?),
+            ],
+            created: rows::get(row, "created")?,
+        })
+    };
+    found.iter().map(fleet).collect()
+}
+
+pub(super) async fn set_policy(
+    registry: &Postgres,
+    phase: &Phase,
+    id: &FleetId,
+    policy: &str,
+) -> Result<Done> {
+    let mut connection = registry.operator().await?;
+    let mut transaction = connection.begin().await.map_err(error::read)?;
+    let before: Option<String> = sqlx::query_scalar("SELECT policy FROM fleets WHERE id = $1 FOR UPDATE")
+        .bind(id.as_str())
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(error::read)?;
+    let done = match before {
+        None => return Err(RegistryError::NotFound { kind: "fleet", id: id.to_string() }),
+        Some(before) if before == policy => Done::Already,
+        Some(_) => {
+            sqlx::query("UPDATE fleets SET policy = $2 WHERE id = $1")
+                .bind(id.as_str())
+                .bind(policy)
+                .execute(&mut *transaction)
+                .await
+                .map_err(error::read)?;
+            Done::Changed
+        }
+    };
+    phase.commit(transaction).await.map_err(error::commit)?;
+    connection.release();
+    Ok(done)
+}

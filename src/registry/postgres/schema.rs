@@ -1,0 +1,55 @@
+//! Making, migrating and checking the schema.
+
+use sqlx::migrate::{MigrateError, Migrator};
+
+use super::super::shared::{judge_schema, migrator};
+use super::super::{Done, RegistryError, Result, SchemaError};
+use super::{Held, Postgres, error};
+
+fn migrations() -> Migrator {
+    let mut migrator =
+        migrator(&[("registry", include_str!("../../../migrations/postgres/0001_registry.sql"))]);
+    migrator.create_schema("doorward");
+    migrator
+}
+
+pub(super) async fn migrate(registry: &Postgres) -> Result<Done> {
+    let migrations = migrations();
+    let mut connection = registry.operator().await?;
+    match judge_schema(newest(&mut connection).await?, &migrations) {
+        Ok(()) => {
+            connection.release();
+            return Ok(Done::Already);
+        }
+        Err(SchemaError::Missing | SchemaError::Older { .. }) => {}
+        Err(newer) => return Err(newer.into()),
+    }
+    // One at a time, by the migrator's advisory lock. After an error the connection is closed, which frees the lock.
+    migrations.run_direct(None, &mut *connection, false).await.map_err(|error| match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => error::read(error),
+        other => RegistryError::Corrupt(other.to_string()),
+    })?;
+    connection.release();
+    Ok(Done::Changed)
+}
+
+pub(super) async fn check(registry: &Postgres) -> Result<()> {
+    let mut connection = registry.gateway().await?;
+    let found = newest(&mut connection).await?;
+    connection.release();
+    Ok(judge_schema(found, &migrations())?)
+}
+
+async fn newest(connection: &mut Held) -> Result<Option<i64>> {
+    let exists: bool = sqlx::query_scalar("SELECT to_regclass('doorward._sqlx_migrations') IS NOT NULL")
+        .fetch_one(&mut **connection)
+        .await
+        .map_err(error::read)?;
+    if !exists {
+        return Ok(None);
+    }
+    sqlx::query_scalar("SELECT max(version) FROM doorward._sqlx_migrations WHERE success")
+        .fetch_one(&mut **connection)
+        .await
+        .map_err(error::read)
+}

@@ -1,0 +1,203 @@
+//! The registry in one SQLite file, for one box.
+//!
+//! One writer connection: who waits, waits in its pool's queue and not in SQLite's busy handler. Readers have their own.
+
+mod admission;
+mod devices;
+mod error;
+mod feed;
+mod fleets;
+mod rows;
+mod schema;
+mod store;
+
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use doorward_pki::Fingerprint;
+use doorward_proto::ids::{DeviceId, FleetId};
+use sqlx::pool::PoolConnection;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, Transaction};
+use time::OffsetDateTime;
+
+use super::shared::{Phase, within};
+use super::{
+    Access, Act, Batch, DeviceDetail, DeviceFilter, DeviceSummary, Done, Fate, Fleet, MessageFilter,
+    NewDevice, News, OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Record, Registry, RegistryError,
+    Result, StoredMessage,
+};
+
+const READERS: u32 = 4;
+/// Another process may hold the write lock this long. Shorter than the deadline, so that the error says why.
+const BUSY: Duration = Duration::from_millis(4500);
+
+/// A registry in a SQLite file.
+#[derive(Debug)]
+pub struct Sqlite {
+    writer: SqlitePool,
+    readers: SqlitePool,
+    watch: feed::Watch,
+}
+
+impl Sqlite {
+    /// A registry in the file at `path`, which is opened when it is first asked. With [`Access::Create`] a file that is
+    /// not there is made, readable by its owner alone; SQLite gives its `-wal` and `-shm` files the same mode.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unavailable`] where there is no file, or none can be made.
+    pub fn open(path: &Path, access: Access) -> Result<Self> {
+        find(path, access)?;
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(false)
+            .foreign_keys(true)
+            .busy_timeout(BUSY)
+            .disable_statement_logging();
+        let read_only = options.clone().read_only(true);
+        let durable = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
+        let pool = |connections| {
+            SqlitePoolOptions::new().max_connections(connections).acquire_timeout(QUERY_DEADLINE)
+        };
+        Ok(Self {
+            writer: pool(1).connect_lazy_with(durable),
+            readers: pool(READERS).connect_lazy_with(read_only.clone()),
+            watch: feed::Watch::new(read_only),
+        })
+    }
+
+    async fn reader(&self) -> Result<PoolConnection<sqlx::Sqlite>> {
+        self.readers.acquire().await.map_err(error::read)
+    }
+
+    /// The write lock is taken at once: a transaction that first reads and then wants to write could be refused half-way.
+    async fn begin(&self) -> Result<Transaction<'static, sqlx::Sqlite>> {
+        self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(error::read)
+    }
+}
+
+fn find(path: &Path, access: Access) -> Result<()> {
+    let shown = path.display();
+    match access {
+        Access::Existing if path.exists() => Ok(()),
+        Access::Existing => Err(RegistryError::Unavailable(format!(
+            "there is no database at {shown}; run 'doorward init' to make it"
+        ))),
+        Access::Create => {
+            match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+                Ok(_) => Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+                Err(error) => {
+                    Err(RegistryError::Unavailable(format!("the database {shown} cannot be made: {error}")))
+                }
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Registry for Sqlite {
+    async fn migrate(&self) -> Result<Done> {
+        {
+            let phase = Phase::default();
+            phase.within(OPERATOR_DEADLINE, schema::migrate(self, &phase)).await
+        }
+    }
+
+    async fn check_schema(&self) -> Result<()> {
+        within(QUERY_DEADLINE, schema::check(self)).await
+    }
+
+    async fn look_up(&self, certificate: &Fingerprint) -> Result<Option<Record>> {
+        within(QUERY_DEADLINE, admission::look_up(self, certificate)).await
+    }
+
+    async fn position(&self) -> Result<Position> {
+        within(QUERY_DEADLINE, feed::end(self)).await
+    }
+
+    async fn read_changes(&self, position: &mut Position) -> Result<News> {
+        within(QUERY_DEADLINE, feed::read(self, position)).await
+    }
+
+    async fn changed(&self, patience: Duration) -> Result<()> {
+        feed::changed(self, patience).await
+    }
+
+    async fn write(&self, batch: &Batch) -> Result<Vec<Fate>> {
+        let phase = Phase::default();
+        phase.within(QUERY_DEADLINE, store::write(self, &phase, batch)).await
+    }
+
+    async fn forget_sessions(&self, gateway: &str) -> Result<u64> {
+        let phase = Phase::default();
+        phase.within(QUERY_DEADLINE, store::forget_sessions(self, &phase, gateway)).await
+    }
+
+    async fn prune_messages(&self, before: OffsetDateTime, limit: u32) -> Result<u64> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, store::prune_messages(self, &phase, before, limit)).await
+    }
+
+    async fn prune_history(&self, before: OffsetDateTime, limit: u32) -> Result<u64> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, store::prune_history(self, &phase, before, limit)).await
+    }
+
+    async fn add_fleet(&self, id: &FleetId, policy: &str) -> Result<()> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, fleets::add(self, &phase, id, policy)).await
+    }
+
+    async fn fleets(&self) -> Result<Vec<Fleet>> {
+        within(OPERATOR_DEADLINE, fleets::read(self, None)).await
+    }
+
+    async fn fleet(&self, id: &FleetId) -> Result<Option<Fleet>> {
+        Ok(within(OPERATOR_DEADLINE, fleets::read(self, Some(id))).await?.pop())
+    }
+
+    async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Done> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, fleets::set_policy(self, &phase, id, policy)).await
+    }
+
+    async fn add_devices(&self, devices: &[NewDevice]) -> Result<()> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, devices::add(self, &phase, devices)).await
+    }
+
+    async fn known(&self, ids: &[DeviceId]) -> Result<Vec<(DeviceId, Vec<Fingerprint>)>> {
+        within(OPERATOR_DEADLINE, devices::known(self, ids)).await
+    }
+
+    async fn devices(&self, filter: &DeviceFilter) -> Result<Vec<DeviceSummary>> {
+        within(OPERATOR_DEADLINE, devices::list(self, filter)).await
+    }
+
+    async fn device(&self, id: &DeviceId) -> Result<Option<DeviceDetail>> {
+        within(OPERATOR_DEADLINE, devices::detail(self, id)).await
+    }
+
+    async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Done> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, devices::set_status(self, &phase, id, act, reason)).await
+    }
+
+    async fn kick(&self, id: &DeviceId) -> Result<()> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, devices::kick(self, &phase, id)).await
+    }
+
+    async fn sessions(&self, fresh: OffsetDateTime) -> Result<Vec<Presence>> {
+        within(OPERATOR_DEADLINE, devices::sessions(self, fresh)).await
+    }
+
+    async fn messages(&self, filter: &MessageFilter) -> Result<Vec<StoredMessage>> {
+        within(OPERATOR_DEADLINE, store::messages(self, filter)).await
+    }
+}

@@ -1,0 +1,115 @@
+//! Following `changes`. There is one writer, so the order of ids is the order of commits and a position is an id.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use sqlx::ConnectOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use tokio::sync::Mutex;
+
+use super::super::shared::{PAGE, change};
+use super::super::{News, Position, Result};
+use super::{Sqlite, error, rows};
+
+/// How often the file is asked whether anyone has written.
+const POLL: Duration = Duration::from_millis(50);
+
+/// A connection of its own: `data_version` tells what *other* connections have committed since.
+#[derive(Debug)]
+pub(super) struct Watch {
+    options: SqliteConnectOptions,
+    open: Mutex<Option<(SqliteConnection, i64)>>,
+}
+
+impl Watch {
+    pub(super) fn new(options: SqliteConnectOptions) -> Self {
+        Self { options, open: Mutex::new(None) }
+    }
+
+    async fn next(&self) -> Result<(), sqlx::Error> {
+        let mut open = self.open.lock().await;
+        // What was committed before the first look is unknown: it counts as news. So does what a broken look missed.
+        let Some((connection, known)) = open.as_mut() else {
+            let mut connection = self.options.connect().await?;
+            let version = version(&mut connection).await?;
+            *open = Some((connection, version));
+            return Ok(());
+        };
+        loop {
+            match version(connection).await {
+                Ok(version) if version == *known => tokio::time::sleep(POLL).await,
+                Ok(version) => {
+                    *known = version;
+                    return Ok(());
+                }
+                Err(error) => {
+                    *open = None;
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+async fn version(connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("PRAGMA data_version").fetch_one(connection).await
+}
+
+pub(super) async fn changed(registry: &Sqlite, patience: Duration) -> Result<()> {
+    match tokio::time::timeout(patience, registry.watch.next()).await {
+        Ok(Ok(())) | Err(_) => Ok(()),
+        Ok(Err(error)) => Err(error::read(error)),
+    }
+}
+
+pub(super) async fn end(registry: &Sqlite) -> Result<Position> {
+    let mut connection = registry.reader().await?;
+    let last =
+        sqlx::query_scalar("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0)")
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(error::read)?;
+    Ok(Position { low: last, seen: BTreeSet::new(), last })
+}
+
+pub(super) async fn read(registry: &Sqlite, position: &mut Position) -> Result<News> {
+    let mut connection = registry.reader().await?;
+    // A gap: rows pruned that we may have needed, or ids that run backwards (an older state of this file).
+    let found = sqlx::query(
+        "SELECT (SELECT pruned FROM feed) > ?1
+                    OR coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) < ?1 AS gap,
+                c.id, c.kind, c.subject
+         FROM (SELECT 1) LEFT JOIN (
+             SELECT id, kind, subject FROM changes WHERE id > ?1 ORDER BY id LIMIT ?2
+         ) AS c
+         ORDER BY c.id",
+    )
+    .bind(position.low)
+    .bind(PAGE + 1)
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(error::read)?;
+    drop(connection);
+
+    let mut news = News::default();
+    let mut low = position.low;
+    for (place, row) in (0i64..).zip(&found) {
+        news.gap |= rows::get::<bool>(row, "gap")?;
+        news.more = place == PAGE;
+        let id: Option<i64> = rows::get(row, "id")?;
+        let Some(id) = id.filter(|_| !news.more) else {
+            break;
+        };
+        low = id;
+        match change(rows::get(row, "kind")?, rows::get(row, "subject")?) {
+            Some(change) => news.changes.push(change),
+            None => news.gap = true,
+        }
+    }
+    if news.gap {
+        *position = end(registry).await?;
+        return Ok(News { gap: true, ..News::default() });
+    }
+    *position = Position { low, seen: BTreeSet::new(), last: low };
+    Ok(news)
+}

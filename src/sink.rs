@@ -1,0 +1,61 @@
+//! Where accepted publishes become durable: one writer, and a transaction that takes whatever has gathered while the
+//! last one was synced. The `ack` is made from [`Stored`], and [`Stored`] from a commit alone.
+
+mod queue;
+mod writer;
+
+use std::sync::Arc;
+use std::task::Waker;
+
+use doorward_proto::downlink::Message;
+use doorward_proto::session::{Accepted, Durable, Receipt};
+
+use crate::clock;
+use crate::gateway::sessions::Handle;
+use crate::registry::{Claim, NewEvent, NewMessage};
+use crate::route::Routes;
+
+pub(crate) use queue::Sink;
+pub(crate) use writer::{Writer, run};
+
+/// Proof that a message outlives a crash: made where a commit has returned, and nowhere else.
+#[derive(Debug)]
+pub(crate) struct Stored(Receipt);
+
+impl Durable for Stored {
+    fn into_receipt(self) -> Receipt {
+        self.0
+    }
+}
+
+/// A publish on its way to the store.
+#[derive(Debug)]
+pub(crate) struct Job {
+    message: NewMessage,
+    receipt: Receipt,
+    session: Arc<Handle>,
+    /// On the monotonic clock.
+    since: std::time::Duration,
+}
+
+impl Job {
+    /// An accepted publish of a session.
+    pub(crate) fn new(accepted: Accepted, session: &Arc<Handle>) -> Self {
+        let (publish, receipt) = accepted.into_parts();
+        let message = NewMessage {
+            device: publish.device,
+            session: Arc::clone(&session.id),
+            id: publish.id,
+            channel: publish.channel,
+            data: publish.data,
+            at_ms: publish.at.map(|at| at.as_millis()),
+            received_ms: publish.received.as_millis(),
+        };
+        Self { message, receipt, session: Arc::clone(session), since: clock::now().monotonic }
+    }
+
+    /// Gives the receipt back: nothing was kept.
+    pub(crate) fn into_receipt(self) -> Receipt {
+        self.receipt
+    }
+}

@@ -1,0 +1,161 @@
+//! What waits for the writer. Bounded: publishes by number, everything else by the number of devices.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use doorward_proto::ids::DeviceId;
+use time::OffsetDateTime;
+use tokio::sync::Notify;
+
+use super::{Arc, Claim, Handle, Job, NewEvent, Waker};
+
+/// Events that wait; more of them are counted and dropped, for the log has said them already.
+const MAX_EVENTS: usize = 1024;
+
+/// The way into the store.
+#[derive(Debug)]
+pub(crate) struct Sink {
+    most: usize,
+    queue: Mutex<Queue>,
+    filled: Notify,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    /// Sessions that were proven; of a device only the newest counts.
+    pub(super) claims: HashMap<DeviceId, Claim>,
+    pub(super) jobs: VecDeque<Job>,
+    /// Sessions that were heard; the newest time counts.
+    pub(super) seen: HashMap<DeviceId, (Arc<str>, OffsetDateTime)>,
+    /// Sessions that have ended; of a device only the newest counts.
+    pub(super) releases: HashMap<DeviceId, Arc<str>>,
+    pub(super) events: Vec<NewEvent>,
+    /// Sessions that found no room.
+    waiting: Vec<Waker>,
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+            && self.claims.is_empty()
+            && self.seen.is_empty()
+            && self.releases.is_empty()
+            && self.events.is_empty()
+    }
+}
+
+impl Sink {
+    /// A sink for so many publishes at once.
+    pub(crate) fn new(most: usize) -> Self {
+        Self { most, queue: Mutex::default(), filled: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        // Every change is a push, an insert or a take: a panic elsewhere leaves the queue whole.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A publish, or the publish back where there is no room; `waker` is called when there may be.
+    pub(crate) fn push(&self, job: Job, waker: &Waker) -> Result<(), Box<Job>> {
+        let mut queue = self.lock();
+        if queue.jobs.len() >= self.most {
+            queue.waiting.push(waker.clone());
+            return Err(Box::new(job));
+        }
+        queue.jobs.push_back(job);
+        drop(queue);
+        self.filled.notify_one();
+        Ok(())
+    }
+
+    /// A session has been proven.
+    pub(crate) fn claim(&self, claim: Claim) {
+        let mut queue = self.lock();
+        queue.releases.remove(&claim.device);
+        queue.claims.insert(claim.device.clone(), claim);
+        drop(queue);
+        self.filled.notify_one();
+    }
+
+    /// A proven session has ended.
+    pub(crate) fn release(&self, handle: &Handle) {
+        let mut queue = self.lock();
+        queue.releases.insert(handle.device.clone(), Arc::clone(&handle.id));
+        drop(queue);
+        self.filled.notify_one();
+    }
+
+    /// Sessions were heard.
+    pub(crate) fn seen(&self, heard: impl Iterator<Item = (DeviceId, Arc<str>, OffsetDateTime)>) {
+        let mut queue = self.lock();
+        queue.seen.extend(heard.map(|(device, session, at)| (device, (session, at))));
+        drop(queue);
+        self.filled.notify_one();
+    }
+
+    /// Something for a security officer.
+    pub(crate) fn event(&self, event: NewEvent) {
+        let mut queue = self.lock();
+        if queue.events.len() < MAX_EVENTS {
+            queue.events.push(event);
+        }
+        drop(queue);
+        self.filled.notify_one();
+    }
+
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Returns when something may wait.
+    pub(super) async fn filled(&self) {
+        self.filled.notified().await;
+    }
+
+    /// Takes what has gathered, publishes up to `most` of them, and lets those in who found no room.
+    ///
+    /// All claims go with it: a publish behind its session's claim would be taken for an older session's.
+    pub(super) fn take(&self, most: usize) -> Queue {
+        let mut queue = self.lock();
+        let now = queue.jobs.len().min(most);
+        let jobs: VecDeque<Job> = queue.jobs.drain(..now).collect();
+        let left = std::mem::take(&mut queue.jobs);
+        let mut taken = Queue { jobs, ..std::mem::take(&mut *queue) };
+        queue.jobs = left;
+        let more = !queue.is_empty();
+        drop(queue);
+        for waker in taken.waiting.drain(..) {
+            waker.wake();
+        }
+        if more {
+            self.filled.notify_one();
+        }
+        taken
+    }
+
+    /// Gives back what a failed transaction was to write besides publishes, for the next one. What has come since is
+    /// newer and stays.
+    pub(super) fn put_back(&self, batch: crate::registry::Batch) {
+        let mut queue = self.lock();
+        for claim in batch.claims {
+            queue.claims.entry(claim.device.clone()).or_insert(claim);
+        }
+        for (device, session) in batch.releases {
+            if !queue.claims.contains_key(&device) {
+                queue.releases.entry(device).or_insert(session);
+            }
+        }
+        let room = MAX_EVENTS.saturating_sub(queue.events.len());
+        queue.events.extend(batch.events.into_iter().take(room));
+        drop(queue);
+        self.filled.notify_one();
+    }
+
+    /// Gives back publishes that have waited too long and were never tried.
+    pub(super) fn take_older(&self, since: std::time::Duration) -> Vec<Job> {
+        let mut queue = self.lock();
+        let old = queue.jobs.partition_point(|job| job.since < since);
+        queue.jobs.drain(..old).collect()
+    }
+}

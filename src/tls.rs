@@ -1,0 +1,216 @@
+//! The gateway's TLS: a client certificate from a device CA, or nothing (docs/protocol.md §1, step 1).
+
+use std::cell::RefCell;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use doorward_pki::identity::{CaCertificate, Leaf, display_subject};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+};
+
+use crate::config::{Config, TlsVersion};
+use crate::home::{self, FileError, Home};
+
+tokio::task_local! {
+    /// The subject of the certificate that this handshake brought, for the log line of a refusal.
+    static SUBJECT: RefCell<Option<String>>;
+}
+
+/// Why the gateway's certificates cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file is missing, unreadable, or open to others.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file holds something else.
+    #[error("{path}: {reason}")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Certificate and key do not go together, or rustls refuses them.
+    #[error("{certificate} and {key} do not make a server certificate: {reason}")]
+    Pair {
+        /// The chain.
+        certificate: PathBuf,
+        /// The key.
+        key: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Runs a handshake; besides its result, the subject that the client's certificate claimed.
+pub(crate) async fn noting_subject<T>(handshake: impl Future<Output = T>) -> (T, Option<String>) {
+    SUBJECT
+        .scope(RefCell::new(None), async move {
+            let result = handshake.await;
+            (result, SUBJECT.with(RefCell::take))
+        })
+        .await
+}
+
+/// The configuration of every handshake, from the files of the home.
+///
+/// # Errors
+/// [`TlsError`] naming the file.
+pub fn server_config(config: &Config, home: &Home) -> Result<Arc<ServerConfig>, TlsError> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let certificate = home.resolve(&config.tls.certificate);
+    let key = home.resolve(&config.tls.key);
+    let chain = certificates(&certificate)?;
+    let private = PrivateKeyDer::from_pem_slice(home::read_secret(&key)?.as_bytes()).map_err(|error| {
+        TlsError::Content { path: key.clone(), reason: format!("no private key: {error}") }
+    })?;
+    let verifier = Arc::new(DeviceVerifier::load(config, home, &provider)?);
+
+    let versions: &[&rustls::SupportedProtocolVersion] = match config.tls.min_version {
+        TlsVersion::V1_3 => &[&rustls::version::TLS13],
+        TlsVersion::V1_2 => &[&rustls::version::TLS13, &rustls::version::TLS12],
+    };
+    let pair = |reason: rustls::Error| TlsError::Pair {
+        certificate: certificate.clone(),
+        key: key.clone(),
+        reason: reason.to_string(),
+    };
+    let mut tls = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .map_err(pair)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, private)
+        .map_err(pair)?;
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // Stateless tickets, one a handshake. They die with this configuration, so with any change of the device CAs;
+    // a resumed handshake is judged against the registry like a full one (identity.rs).
+    tls.ticketer = aws_lc_rs::Ticketer::new().map_err(pair)?;
+    tls.send_tls13_tickets = 1;
+    Ok(Arc::new(tls))
+}
+
+fn certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let text = home::read(path)?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
+    match chain {
+        Ok(chain) if !chain.is_empty() => Ok(chain),
+        Ok(_) => Err(TlsError::Content { path: path.to_owned(), reason: "no certificate in it".to_owned() }),
+        Err(error) => Err(TlsError::Content { path: path.to_owned(), reason: error.to_string() }),
+    }
+}
+
+/// Verifies that a configured CA, valid now, signed the leaf itself. What a client sends besides its leaf is not
+/// looked at: a path is one step long, and no certificate of a stranger's is parsed for it.
+///
+/// The leaf's end date alone is left to identity.rs, so that an expired device is told so in words.
+struct DeviceVerifier {
+    cas: Vec<DeviceCa>,
+    any: Arc<dyn ClientCertVerifier>,
+}
+
+struct DeviceCa {
+    facts: CaCertificate,
+    verifier: Arc<dyn ClientCertVerifier>,
+}
+
+impl fmt::Debug for DeviceVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceVerifier({} CAs)", self.cas.len())
+    }
+}
+
+impl DeviceVerifier {
+    fn load(config: &Config, home: &Home, provider: &Arc<CryptoProvider>) -> Result<Self, TlsError> {
+        let mut cas = Vec::new();
+        for path in config.tls.device_cas.iter().map(|path| home.resolve(path)) {
+            let content = |reason: String| TlsError::Content { path: path.clone(), reason };
+            for der in certificates(&path)? {
+                let facts = CaCertificate::parse(&der).map_err(|error| content(error.to_string()))?;
+                // rustls-webpki takes any certificate for an anchor; these two facts are ours to ask.
+                if !facts.is_ca() || !facts.key_cert_sign() {
+                    return Err(content("not a CA certificate that may sign others".to_owned()));
+                }
+                let mut roots = RootCertStore::empty();
+                roots.add(der).map_err(|error| content(error.to_string()))?;
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
+                        // Strangers are not told whom this gateway trusts.
+                        .clear_root_hint_subjects()
+                        .build()
+                        .map_err(|error| content(error.to_string()))?;
+                cas.push(DeviceCa { facts, verifier });
+            }
+        }
+        match cas.first().map(|ca| Arc::clone(&ca.verifier)) {
+            Some(any) => Ok(Self { cas, any }),
+            None => Err(TlsError::Content { path: home.config(), reason: "no device CA".to_owned() }),
+        }
+    }
+}
+
+impl ClientCertVerifier for DeviceVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let _ = SUBJECT.try_with(|subject| subject.replace(Some(display_subject(leaf))));
+        let facts = Leaf::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
+        let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        // Judged at its own last second where it is past: its end is somebody else's question.
+        let at = if seconds > facts.not_after() { facts.not_after() } else { seconds };
+        let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(u64::try_from(at).unwrap_or(0)));
+        let mut refusal = CertificateError::UnknownIssuer;
+        for ca in self.cas.iter().filter(|ca| ca.facts.subject() == facts.issuer()) {
+            if seconds < ca.facts.not_before() {
+                refusal = CertificateError::NotValidYet;
+                continue;
+            }
+            if seconds > ca.facts.not_after() {
+                refusal = CertificateError::Expired;
+                continue;
+            }
+            match ca.verifier.verify_client_cert(leaf, &[], at) {
+                Ok(verified) => return Ok(verified),
+                Err(rustls::Error::InvalidCertificate(error)) => refusal = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refusal.into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.any.verify_tls12_signature(message, leaf, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.any.verify_tls13_signature(message, leaf, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.any.supported_verify_schemes()
+    }
+}
