@@ -27,7 +27,7 @@ fn is_level(level: &str) -> bool {
         && level.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
-/// Whether a text is a channel: one to eight levels of `[A-Za-z0-9_-]{1,64}` joined by `/`, at most 255 bytes.
+/// Whether a text is a channel: one to eight levels of `[A-Za-z0-9_-]{1,64}` joined by `/`, at most 255 bytes.
 ///
 /// # Errors
 /// [`ChannelError`] with the rule in words.
@@ -58,7 +58,7 @@ impl<'a> Level<'a> {
     }
 }
 
-/// A channel filter: a channel in which levels may be `+`, and the last one `#`.
+/// A channel filter: a channel in which levels may be `+`, and the last one `#`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Filter(Box<str>);
 

@@ -122,7 +122,7 @@ impl Close {
         }
     }
 
-    /// Whether a `bye` goes before the close frame: where the peer broke the framing or does not read, none does.
+    /// Whether a `bye` goes before the close frame: where the peer broke the framing or does not read, none does.
     #[must_use]
     pub(crate) const fn has_bye(self) -> bool {
         !matches!(

@@ -14,8 +14,10 @@ pub struct Welcome {
     /// The longest message in either direction, in bytes.
     pub max_message_bytes: usize,
     /// In seconds.
+    #[serde(serialize_with = "seconds")]
     pub max_skew: f64,
     /// In seconds.
+    #[serde(serialize_with = "seconds")]
     pub heartbeat: f64,
     /// Messages a second, and at once.
     pub rate: Rate,
@@ -34,10 +36,10 @@ pub struct LimitsChange {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_message_bytes: Option<usize>,
     /// In seconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "some_seconds")]
     pub max_skew: Option<f64>,
     /// In seconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "some_seconds")]
     pub heartbeat: Option<f64>,
     /// Messages a second, and at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -213,4 +215,19 @@ pub(crate) struct Signed<'a, B: Serialize> {
     pub(crate) op: &'static str,
     #[serde(flatten)]
     pub(crate) body: &'a B,
+}
+
+/// Whole seconds go out without a decimal point: parsers with integer types stumble over `60.0`.
+fn seconds<S: serde::Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole, and within range")]
+    match value {
+        whole if whole.fract() == 0.0 && (0.0..1e15).contains(whole) => {
+            serializer.serialize_u64(*whole as u64)
+        }
+        parts => serializer.serialize_f64(*parts),
+    }
+}
+
+fn some_seconds<S: serde::Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    seconds(&value.unwrap_or_default(), serializer)
 }

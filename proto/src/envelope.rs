@@ -30,7 +30,7 @@ pub(crate) struct Verified {
 }
 
 impl<'a> Envelope<'a> {
-    /// Three base64url parts (RFC 4648 §5: no padding, no stray bits), the first of them the header.
+    /// Three base64url parts (R-10; RFC 4648 §5: no padding, no stray bits), the first of them the header.
     pub(crate) fn split(text: &'a str) -> Result<Self, &'static str> {
         let (signed, signature) = text.rsplit_once('.').ok_or("not three parts joined by '.'")?;
         let (header, payload) = signed.split_once('.').ok_or("not three parts joined by '.'")?;
@@ -60,7 +60,7 @@ impl<'a> Envelope<'a> {
 
     /// The check of the signature, in constant time.
     pub(crate) fn verify(self, key: &Key) -> Result<Verified, Refusal> {
-        // RFC 8725 §3.1: the algorithm is ours, the header's word for it was only compared.
+        // R-12, RFC 8725 §3.1: the algorithm is ours, the header's word for it was only compared.
         if self.whole && key.version() == self.version && key.verifies(self.signed, &self.signature) {
             Ok(Verified { payload: self.payload })
         } else {

@@ -108,6 +108,13 @@ name!(
     |text| if is_id(text) { Ok(()) } else { Err(NameError::Id) }
 );
 
+impl Default for FleetId {
+    /// The fleet that exists from the start.
+    fn default() -> Self {
+        Self(Arc::from("default"))
+    }
+}
+
 name!(
     /// The id that a device gives to a message, kept over retries: `[A-Za-z0-9._:-]{1,64}`.
     MessageId,

@@ -1,5 +1,5 @@
 //! Strict JSON (RFC 8259, and I-JSON, RFC 7493, where it is stricter): what two parsers could read differently is
-//! refused.
+//! refused.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -8,7 +8,7 @@ use std::fmt;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// How deep `data` may be nested; a scalar is 0.
+/// How deep `data` may be nested; a scalar is 0.
 pub(crate) const MAX_DEPTH: usize = 64;
 
 /// Checks one value of a document that `serde_json` has already split: no member twice, no U+0000, no lone surrogate,

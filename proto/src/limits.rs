@@ -27,7 +27,7 @@ pub struct Rate {
 }
 
 impl Limits {
-    /// After how long a silence the other end is given up: two heartbeats and a half.
+    /// After how long a silence the other end is given up: two heartbeats and a half.
     #[must_use]
     pub fn patience(&self) -> Duration {
         self.heartbeat.saturating_mul(5) / 2

@@ -18,7 +18,7 @@ use crate::envelope::Envelope;
 use crate::ids::{DeviceId, MessageId};
 use crate::key::{Key, Keyring};
 use crate::time::{Moment, NumericDate};
-use crate::uplink::CommandStatus;
+use crate::uplink::{CommandStatus, MAX_SEQ};
 use crate::verdict::Refusal;
 use crate::{GATEWAY, json};
 
@@ -37,7 +37,7 @@ pub enum Event {
     Limits(Welcome),
     /// A publish is durable.
     Acked(MessageId),
-    /// A publish was refused for good.
+    /// A publish was refused for good, or could not be sent at all.
     Refused {
         /// Its id.
         id: MessageId,
@@ -205,7 +205,7 @@ impl Link {
         Ok(())
     }
 
-    /// The connection is gone. What has no answer waits for the next session.
+    /// The connection is gone. What has no answer waits for the next session.
     pub fn disconnected(&mut self) {
         self.session = None;
         let unanswered = std::mem::take(&mut self.sent).into_values();
@@ -214,7 +214,7 @@ impl Link {
         self.waiting = waiting;
     }
 
-    /// Takes a text frame of the gateway.
+    /// Takes a text frame of the gateway, after the checks of R-16.
     ///
     /// # Errors
     /// [`Violation`]: close with 4000 and call [`Link::disconnected`].
@@ -234,8 +234,11 @@ impl Link {
         if claims.iss != GATEWAY || claims.aud != self.device.as_str() {
             return Err(Violation("'iss' and 'aud'"));
         }
-        if claims.sid.is_empty() || claims.sid.len() > 64 {
+        if claims.sid.is_empty() || claims.sid.chars().count() > 64 {
             return Err(Violation("'sid'"));
+        }
+        if !(1..=MAX_SEQ).contains(&claims.seq) {
+            return Err(Violation("'seq'"));
         }
         if let Some(session) = &mut self.session {
             if claims.sid != session.sid {
@@ -266,18 +269,25 @@ impl Link {
     /// The next frame to send, signed for this session; `None` before its welcome, and while the window is full.
     pub fn transmit(&mut self, now: Moment) -> Option<String> {
         let session = self.session.as_mut()?;
-        if self.sent.len() >= self.bounds.window {
-            return None;
-        }
-        let ready = self.waiting.iter().position(|pending| pending.not_before <= now.monotonic)?;
-        let pending = self.waiting.remove(ready)?;
         let (time, then) = self.clock?;
-        let iat = NumericDate::since_epoch(time.as_duration() + now.monotonic.saturating_sub(then));
-        session.last_sent += 1;
-        let seq = session.last_sent;
-        let payload = pending.body.payload(self.device.as_str(), &session.sid, seq, iat);
-        self.sent.insert(seq, pending);
-        self.keyring.newest().map(|key| key.sign(&payload))
+        let key = self.keyring.newest()?;
+        let since = now.monotonic.saturating_sub(then);
+        let iat = NumericDate::since_epoch(time.as_duration().saturating_add(since));
+        while self.sent.len() < self.bounds.window {
+            let ready = self.waiting.iter().position(|pending| pending.not_before <= now.monotonic)?;
+            let pending = self.waiting.remove(ready)?;
+            let seq = session.last_sent + 1;
+            let frame = key.sign(&pending.body.payload(self.device.as_str(), &session.sid, seq, iat));
+            if frame.len() > session.welcome.max_message_bytes {
+                // Sent, it would end this session with 1009, and every later one.
+                self.events.extend(too_long(pending.body));
+                continue;
+            }
+            session.last_sent = seq;
+            self.sent.insert(seq, pending);
+            return Some(frame);
+        }
+        None
     }
 
     /// When something is due: a retry ([`Link::transmit`] will have a frame), or the gateway has been silent for too
@@ -285,10 +295,13 @@ impl Link {
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         let session = self.session.as_ref()?;
-        let retry =
-            self.waiting.iter().map(|pending| pending.not_before).filter(|at| *at > Duration::ZERO).min();
         let silent = session.heard + patience(&session.welcome);
-        Some(retry.map_or(silent, |retry| retry.min(silent)))
+        if self.sent.len() >= self.bounds.window {
+            // Nothing can be sent before an answer makes room: a retry that is due would only wake its caller.
+            return Some(silent);
+        }
+        let retries = self.waiting.iter().map(|pending| pending.not_before);
+        Some(retries.filter(|at| *at > Duration::ZERO).fold(silent, Duration::min))
     }
 
     /// Whether nothing was heard for two heartbeats and a half: reconnect.
@@ -349,7 +362,7 @@ impl Link {
             heard: now.monotonic,
         });
         for pending in &mut self.waiting {
-            pending.not_before = Duration::ZERO;
+            (pending.not_before, pending.stale) = (Duration::ZERO, 0);
         }
         for filter in &self.filters {
             self.waiting.push_front(Pending::new(Body::Subscribe(filter.clone())));
@@ -377,6 +390,12 @@ impl Link {
 
     fn rejected(&mut self, reject: Reject, claims: &Claims, now: Moment) {
         let refusal = Refusal::from_word(&reject.error);
+        if matches!(refusal, Some(Refusal::Replayed | Refusal::WrongSession | Refusal::WrongParty)) {
+            // Not about a message of this link's, whose `seq` it may share: somebody sent a captured one again. The
+            // answer to this link's own is still to come.
+            self.events.push_back(Event::Rejected(reject));
+            return;
+        }
         let pending = reject.reference.and_then(|seq| self.sent.remove(&seq));
         let Some(mut pending) = pending else {
             self.events.push_back(Event::Rejected(reject));
@@ -403,6 +422,15 @@ impl Link {
                 _ => self.events.push_back(Event::Rejected(reject)),
             },
         }
+    }
+}
+
+fn too_long(body: Body) -> Option<Event> {
+    let detail = "longer than the gateway's max_message_bytes".to_owned();
+    match body {
+        Body::Publish(publish) => Some(Event::Refused { id: publish.id, refusal: None, detail }),
+        Body::Result { id, .. } => Some(Event::Refused { id, refusal: None, detail }),
+        Body::Hello | Body::Subscribe(_) | Body::Unsubscribe(_) => None,
     }
 }
 

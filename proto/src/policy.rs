@@ -9,6 +9,10 @@ use crate::ids::{DeviceId, FleetId};
 /// The most rules of a policy, and the most channel patterns of a rule.
 pub const MAX_RULES: usize = 64;
 
+/// The policy of the fleet that exists from the start, and of those that are added without one: a device publishes
+/// under its own name, and subscribes there and under its fleet's.
+pub const DEFAULT: &str = r#"{"allow":[{"actions":["publish"],"channels":["devices/${device}/#"]},{"actions":["subscribe"],"channels":["devices/${device}/#","fleets/${fleet}/#"]}],"deny":[]}"#;
+
 /// Why a text is no policy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -136,9 +140,6 @@ impl Pattern {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const DEFAULT: &str = r#"{"allow":[{"actions":["publish"],"channels":["devices/${device}/#"]},
-        {"actions":["subscribe"],"channels":["devices/${device}/#","fleets/${fleet}/#"]}],"deny":[]}"#;
 
     fn ids() -> (DeviceId, FleetId) {
         (DeviceId::new("press-7").unwrap(), FleetId::new("hall").unwrap())

@@ -10,6 +10,7 @@
 
 mod accepted;
 mod grant;
+mod output;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -17,11 +18,12 @@ use std::time::Duration;
 
 pub use accepted::{Accepted, Durable, Publish, Receipt};
 pub use grant::{Grant, Settings};
+pub use output::Output;
 
 use crate::GATEWAY;
 use crate::channel::Filter;
 use crate::close::Close;
-use crate::downlink::{Ack, Bye, LimitsChange, Message, Reject, Signed, Welcome};
+use crate::downlink::{Ack, Bye, LimitsChange, Message, Reject, Signed};
 use crate::envelope::{Envelope, Verified};
 use crate::ids::DeviceId;
 use crate::json;
@@ -31,24 +33,8 @@ use crate::time::{Moment, NumericDate};
 use crate::uplink::{Members, Operation};
 use crate::verdict::{Refusal, Verdict};
 
-/// What the session wants done, in this order.
-#[derive(Debug)]
-pub enum Output {
-    /// A text frame for the device.
-    Send(String),
-    /// The second factor has been shown: the session takes the device's place, and ends an older one.
-    Proven,
-    /// A publish to make durable; its receipt comes back through [`Session::settle`] or [`Session::refuse`].
-    Store(Accepted),
-    /// What is published to this filter goes to [`Session::deliver`] from now on.
-    Subscribe(Filter),
-    /// No longer.
-    Unsubscribe(Filter),
-    /// A WebSocket ping.
-    Ping,
-    /// A close frame, and the end.
-    Close(Close),
-}
+/// The most ranges of one `ack`, which then has some 5 KB: it must not outgrow what the device takes.
+const MAX_RANGES: usize = 100;
 
 /// One session of one device, from its upgrade to its close.
 #[derive(Debug)]
@@ -58,6 +44,8 @@ pub struct Session {
     sid: Box<str>,
     proven: bool,
     closing: Option<Close>,
+    /// The grant that the device was last told of, where it has changed since.
+    untold: Option<Box<Grant>>,
     last_received: u64,
     last_sent: u64,
     bucket: Bucket,
@@ -106,6 +94,7 @@ impl Session {
             sid: sid.into(),
             proven: false,
             closing: None,
+            untold: None,
             last_received: 0,
             last_sent: 0,
             strikes: Vec::new(),
@@ -117,16 +106,7 @@ impl Session {
             pinged: now.monotonic,
             outputs: VecDeque::new(),
         };
-        let limits = &session.grant.limits;
-        let welcome = Welcome {
-            max_message_bytes: limits.max_message_bytes,
-            max_skew: limits.max_skew.as_secs_f64(),
-            heartbeat: limits.heartbeat.as_secs_f64(),
-            rate: limits.rate,
-            key: session.grant.signer.version(),
-            certificate_expires: session.grant.certificate_expires,
-            gateway: session.settings.gateway.to_string(),
-        };
+        let welcome = session.grant.welcome(&session.settings.gateway);
         session.say("welcome", &welcome, now);
         session
     }
@@ -172,7 +152,8 @@ impl Session {
 
     /// Judges a frame: exactly one verdict.
     pub fn receive(&mut self, frame: &str, now: Moment) -> Verdict {
-        if self.closing.is_some() {
+        // The certificate's end is asked here too: a timer that fires late must not let a message in.
+        if self.closing.is_some() || self.certificate_has_ended(now) {
             return Verdict::Ignored;
         }
         self.heard = now.monotonic;
@@ -218,7 +199,7 @@ impl Session {
 
     /// Says all the acks that have gathered, in one message.
     pub fn flush(&mut self, now: Moment) {
-        if self.settled.is_empty() || (self.closing.is_some()) {
+        if self.settled.is_empty() || self.closing.is_some() {
             return;
         }
         let mut settled = std::mem::take(&mut self.settled);
@@ -230,13 +211,19 @@ impl Session {
                 _ => acks.push((seq, seq)),
             }
         }
-        self.say("ack", &Ack { acks }, now);
+        for acks in acks.chunks(MAX_RANGES) {
+            self.say("ack", &Ack { acks: acks.to_vec() }, now);
+        }
     }
 
-    /// Hands a published message to the device. Whether it subscribed is the caller's to know.
+    /// Hands a published message to the device. Whether it subscribed is the caller's to know. What is longer than
+    /// this device takes is left out: it would have to close over it.
     pub fn deliver(&mut self, message: &Message, now: Moment) {
         if self.closing.is_none() && self.proven {
-            self.say("message", message, now);
+            let frame = self.sign("message", message, now);
+            if frame.len() <= self.grant.limits.max_message_bytes {
+                self.outputs.push_back(Output::Send(frame));
+            }
         }
     }
 
@@ -245,30 +232,16 @@ impl Session {
         if self.closing.is_some() {
             return;
         }
-        let was = std::mem::replace(&mut self.grant, grant);
-        if self.grant.keyring.find(was.signer.version(), now.wall).is_none() {
-            // The key that this session is signed with is worth nothing any more, in either direction.
+        if grant.keyring.find(self.grant.signer.version(), now.wall).is_none() {
+            // The key that this session is signed with is worth nothing any more, in either direction. The device
+            // holds no other for sure, so the last word is still signed with it.
             self.end(Close::Kicked, None, now);
             return;
         }
+        let was = std::mem::replace(&mut self.grant, grant);
         self.bucket.set(self.grant.limits.rate);
-        let is = &self.grant;
-        let changed = |same: bool| (!same).then_some(());
-        let change = LimitsChange {
-            max_message_bytes: changed(was.limits.max_message_bytes == is.limits.max_message_bytes)
-                .map(|()| is.limits.max_message_bytes),
-            max_skew: changed(was.limits.max_skew == is.limits.max_skew)
-                .map(|()| is.limits.max_skew.as_secs_f64()),
-            heartbeat: changed(was.limits.heartbeat == is.limits.heartbeat)
-                .map(|()| is.limits.heartbeat.as_secs_f64()),
-            rate: changed(was.limits.rate == is.limits.rate).map(|()| is.limits.rate),
-            key: changed(was.signer.version() == is.signer.version()).map(|()| is.signer.version()),
-            certificate_expires: changed(was.certificate_expires == is.certificate_expires)
-                .map(|()| is.certificate_expires),
-        };
-        if self.proven && change != LimitsChange::default() {
-            self.say("limits", &change, now);
-        }
+        self.untold.get_or_insert_with(|| Box::new(was));
+        self.tell_changes(now);
         self.drop_denied_subscriptions(now);
         self.tick(now);
     }
@@ -291,9 +264,8 @@ impl Session {
         if self.closing.is_some() {
             return;
         }
-        let (end, close) = self.grant.certificate_end();
-        if now.wall >= end {
-            self.end(close, None, now);
+        if self.certificate_has_ended(now) {
+            // Closed.
         } else if !self.proven && now.monotonic >= self.opened + self.settings.proof_within {
             self.end(Close::Unproven, None, now);
         } else if now.monotonic >= self.heard + self.grant.limits.patience() {
@@ -322,7 +294,17 @@ impl Session {
         self.outputs.push_back(Output::Close(close));
     }
 
-    /// The checks up to `seq`, then those after it.
+    /// Ends the session if its certificate holds no more.
+    fn certificate_has_ended(&mut self, now: Moment) -> bool {
+        let (end, close) = self.grant.certificate_end();
+        let ended = now.wall >= end;
+        if ended {
+            self.end(close, None, now);
+        }
+        ended
+    }
+
+    /// The checks up to `seq`, which uses it up, then those after it.
     fn judge(&mut self, frame: &str, now: Moment) -> Result<(), No> {
         let envelope = Envelope::split(frame).map_err(|why| No::new(None, Refusal::BadEnvelope, why))?;
         let Some(key) = self.grant.keyring.find(envelope.version(), now.wall) else {
@@ -337,11 +319,12 @@ impl Session {
         if !self.proven {
             self.proven = true;
             self.outputs.push_back(Output::Proven);
+            self.tell_changes(now);
         }
         self.act(&fresh, now)
     }
 
-    /// JSON, parties, session, time, sequence.
+    /// JSON, parties, session, time, sequence.
     fn freshen<'a>(&self, verified: &'a Verified, now: Moment) -> Result<Fresh<'a>, No> {
         let text = verified.text().map_err(|why| No::new(None, Refusal::BadMessage, why))?;
         let mut members = Members::default();
@@ -388,7 +371,7 @@ impl Session {
         Ok(Fresh { members, seq })
     }
 
-    /// Rate, the operation's members, policy; then the operation.
+    /// Rate, the operation's members, policy; then the operation.
     fn act(&mut self, fresh: &Fresh<'_>, now: Moment) -> Result<(), No> {
         let seq = fresh.seq;
         let no = |refusal, detail: &str| Err(No::new(Some(seq), refusal, detail));
@@ -457,6 +440,17 @@ impl Session {
         }
     }
 
+    /// Says `limits` where the device was told otherwise; not before it has proven itself.
+    fn tell_changes(&mut self, now: Moment) {
+        if !self.proven {
+            return;
+        }
+        let change = self.untold.take().map(|told| self.grant.changes_since(&told)).unwrap_or_default();
+        if change != LimitsChange::default() {
+            self.say("limits", &change, now);
+        }
+    }
+
     fn drop_denied_subscriptions(&mut self, now: Moment) {
         let who = Who { device: &self.grant.device, fleet: &self.grant.fleet };
         let denied: Vec<(Filter, u64)> = self
@@ -473,6 +467,11 @@ impl Session {
     }
 
     fn say<B: serde::Serialize>(&mut self, op: &'static str, body: &B, now: Moment) {
+        let frame = self.sign(op, body, now);
+        self.outputs.push_back(Output::Send(frame));
+    }
+
+    fn sign<B: serde::Serialize>(&mut self, op: &'static str, body: &B, now: Moment) -> String {
         self.last_sent += 1;
         let message = Signed {
             iss: GATEWAY,
@@ -485,6 +484,6 @@ impl Session {
         };
         #[expect(clippy::expect_used, reason = "our own types have string keys and no failing Serialize")]
         let payload = serde_json::to_vec(&message).expect("a downlink message is JSON");
-        self.outputs.push_back(Output::Send(self.grant.signer.sign(&payload)));
+        self.grant.signer.sign(&payload)
     }
 }

@@ -50,11 +50,13 @@ pub(crate) struct Members<'a> {
     status: Option<&'a RawValue>,
     csr: Option<&'a RawValue>,
     unknown: bool,
+    seq_twice: bool,
 }
 
 impl<'a> Members<'a> {
     /// Reads the payload into `self`, which keeps what was read when it fails.
     pub(crate) fn read(&mut self, text: &'a str) -> Result<(), String> {
+        let mut fault = None;
         json::members(text, |name, value| {
             let place = match &*name {
                 "iss" => &mut self.iss,
@@ -71,23 +73,29 @@ impl<'a> Members<'a> {
                 "csr" => &mut self.csr,
                 _ => {
                     self.unknown = true;
-                    return json::check(value).map_err(|_| "a member's value is not strict JSON");
+                    &mut None
                 }
             };
             if place.replace(value).is_some() {
-                // Which of the two the sender meant, nobody knows.
-                *place = None;
-                return Err("a member twice");
+                fault.get_or_insert("a member twice");
+                self.seq_twice |= name == "seq";
+            } else if fault.is_none() && json::check(value).is_err() {
+                fault = Some(
+                    "a value with a member twice, U+0000, a lone surrogate, a number beyond a double, or nested too deep",
+                );
             }
-            json::check(value).map_err(|_| {
-                "a value with a member twice, U+0000, a lone surrogate, a number beyond a double, or nested too deep"
-            })
+            // On after a fault: a `seq` that comes later still tells the device which message it was.
+            Ok(())
         })
-        .map_err(|error| error.to_string())
+        .map_err(|error| error.to_string())?;
+        fault.map_or(Ok(()), |fault| Err(fault.to_owned()))
     }
 
-    /// The `seq`, where one can be read.
+    /// The `seq`, where one can be read. Which of two the sender meant, nobody knows.
     pub(crate) fn seq(&self) -> Option<u64> {
+        if self.seq_twice {
+            return None;
+        }
         let text = self.seq?.get();
         let plain = matches!(text.len(), 1..=16)
             && !text.starts_with('0')

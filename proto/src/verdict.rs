@@ -67,7 +67,7 @@ impl Refusal {
         Self::ALL.into_iter().find(|refusal| refusal.as_str() == word)
     }
 
-    /// Whether it counts against the session: an honest device never earns one.
+    /// Whether it counts against the session: an honest device never earns one.
     #[must_use]
     pub const fn is_strike(self) -> bool {
         matches!(

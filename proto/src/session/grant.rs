@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::close::Close;
+use crate::downlink::{LimitsChange, Welcome};
 use crate::ids::{DeviceId, FleetId};
 use crate::key::{Key, Keyring};
 use crate::limits::Limits;
@@ -39,6 +40,35 @@ impl Grant {
             _ => (self.certificate_expires, Close::CertificateExpired),
         }
     }
+
+    pub(super) fn welcome(&self, gateway: &str) -> Welcome {
+        Welcome {
+            max_message_bytes: self.limits.max_message_bytes,
+            max_skew: self.limits.max_skew.as_secs_f64(),
+            heartbeat: self.limits.heartbeat.as_secs_f64(),
+            rate: self.limits.rate,
+            key: self.signer.version(),
+            certificate_expires: self.certificate_expires,
+            gateway: gateway.to_owned(),
+        }
+    }
+
+    /// What of the members of `welcome` differs from what the device was told.
+    pub(super) fn changes_since(&self, told: &Self) -> LimitsChange {
+        let (was, is) = (&told.limits, &self.limits);
+        LimitsChange {
+            max_message_bytes: changed(was.max_message_bytes, is.max_message_bytes),
+            max_skew: changed(was.max_skew, is.max_skew).map(|skew| skew.as_secs_f64()),
+            heartbeat: changed(was.heartbeat, is.heartbeat).map(|heartbeat| heartbeat.as_secs_f64()),
+            rate: changed(was.rate, is.rate),
+            key: changed(told.signer.version(), self.signer.version()),
+            certificate_expires: changed(told.certificate_expires, self.certificate_expires),
+        }
+    }
+}
+
+fn changed<T: PartialEq>(was: T, is: T) -> Option<T> {
+    (was != is).then_some(is)
 }
 
 /// What holds for all sessions of a gateway.

@@ -1,0 +1,24 @@
+//! What a session asks of its caller.
+
+use super::Accepted;
+use crate::channel::Filter;
+use crate::close::Close;
+
+/// What the session wants done, in this order.
+#[derive(Debug)]
+pub enum Output {
+    /// A text frame for the device.
+    Send(String),
+    /// The second factor has been shown: the session takes the device's place, and ends an older one.
+    Proven,
+    /// A publish to make durable; its receipt comes back through [`super::Session::settle`] or [`super::Session::refuse`].
+    Store(Accepted),
+    /// What is published to this filter goes to [`super::Session::deliver`] from now on.
+    Subscribe(Filter),
+    /// No longer.
+    Unsubscribe(Filter),
+    /// A WebSocket ping.
+    Ping,
+    /// A close frame, and the end.
+    Close(Close),
+}
