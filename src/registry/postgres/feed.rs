@@ -59,7 +59,7 @@ pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result
          )
          SELECT s.xmin::text::bigint AS xmin,
                 s.xmin < s.low
-                    OR EXISTS (SELECT FROM feed WHERE pruned >= s.low AND pruned < s.xmax)
+                    OR EXISTS (SELECT FROM feed WHERE pruned >= s.low AND pruned < s.xmax AND pruned <> '0')
                     OR (SELECT last_value FROM changes_id_seq) < $3
                     OR EXISTS (SELECT FROM changes c WHERE c.id > $3 AND c.xid < s.low) AS gap,
                 f.id, f.xid::text::bigint AS xid, f.kind, f.subject

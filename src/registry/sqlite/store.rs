@@ -1,6 +1,7 @@
 //! What a gateway writes: presence, messages, events; and what is swept away again.
 //!
-//! A statement takes its rows as one JSON text: a hop to SQLite's thread costs more than many rows.
+//! A statement takes its rows as one JSON text: a hop to SQLite's thread costs more than many rows. `jsonb_each` (SQLite
+//! 3.51, which is built in) parses the text once; `json_each` parses it again for each row's members and is half as fast.
 
 use serde::Serialize;
 use sqlx::sqlite::SqliteConnection;
@@ -118,7 +119,7 @@ async fn store_piece(
     let inserted = sqlx::query(
         "INSERT INTO messages (device, id, channel, data, at, received_at)
          SELECT d.id, m.value->>2, m.value->>3, m.value->>4, m.value->>5, m.value->>6
-         FROM json_each(?1) AS m
+         FROM jsonb_each(?1) AS m
          CROSS JOIN devices AS d ON d.id = m.value->>0 AND d.status = 'active'
          CROSS JOIN presence AS p ON p.device = d.id AND p.session = m.value->>1
          WHERE true
@@ -137,7 +138,7 @@ async fn store_piece(
         Err(error) => return Err(error::read(error)),
     }
     let allowed: Vec<i64> = sqlx::query_scalar(
-        "SELECT m.key FROM json_each(?1) AS m
+        "SELECT m.key FROM jsonb_each(?1) AS m
          CROSS JOIN devices AS d ON d.id = m.value->>0 AND d.status = 'active'
          CROSS JOIN presence AS p ON p.device = d.id AND p.session = m.value->>1",
     )
