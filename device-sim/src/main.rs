@@ -1,0 +1,178 @@
+//! `device-sim`: load and attack from the device's side. See `docs/` of the project, and `device-sim run --help`.
+
+#![expect(clippy::print_stderr, reason = "printing is the command line's own business")]
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand, ValueEnum as _};
+use device_sim::{Plan, Report, Scenario, fleet};
+
+const EXAMPLE: &str = "Example:\n  device-sim run --devices fleet.jsonl --url wss://localhost:8443/v1/device --rate 1000 --duration 30\n\nExit codes: 0 as expected, 1 not as expected or not possible, 2 usage.";
+const LATER: [&str; 5] = ["reconnect-storm", "flapping", "slow-reader", "oversize", "slow-handshake"];
+
+#[derive(Parser)]
+#[command(name = "device-sim", version, about = "A fleet of devices, honest and hostile, against a gateway")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs a scenario and judges the gateway by it.
+    #[command(after_help = EXAMPLE)]
+    Run(RunOptions),
+}
+
+#[derive(clap::Args)]
+struct RunOptions {
+    /// A bulk file (.jsonl), or a folder of bundle folders.
+    #[arg(long, value_name = "FILE.jsonl|DIR")]
+    devices: PathBuf,
+    /// The gateway; default: the URL of the first device.
+    #[arg(long, value_name = "wss://…")]
+    url: Option<String>,
+    /// Messages a second of the whole fleet; 0 or absent: as fast as window and gateway allow.
+    #[arg(long, value_name = "R", value_parser = rate)]
+    rate: Option<f64>,
+    /// Bytes of a message's data.
+    #[arg(long, value_name = "BYTES", default_value_t = 128)]
+    payload: usize,
+    /// Undecided messages of a device [default: 1; burst: 32].
+    #[arg(long, value_name = "W", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    window: Option<u16>,
+    /// How long to send, in seconds, or as 500ms, 30s, 5m, 1h.
+    #[arg(long, value_name = "S", default_value = "10s", value_parser = duration)]
+    duration: Duration,
+    /// New connections a second; 0 or absent: as fast as they come up.
+    #[arg(long, value_name = "R", value_parser = rate)]
+    connect_rate: Option<f64>,
+    /// What the devices do: steady, burst, replay, forge, stolen-certificate, wrong-ca or skewed-clock.
+    #[arg(long, value_name = "NAME", default_value = "steady", value_parser = scenario)]
+    scenario: Scenario,
+    /// Writes the report as JSON.
+    #[arg(long, value_name = "FILE.json", value_parser = json_file)]
+    report: Option<PathBuf>,
+    /// Loopback addresses to connect from [default: as many as the ports need].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    source_addresses: Option<u16>,
+    /// Prints the report as JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate >= 0.0 => Ok(rate),
+        _ => Err("a rate is a number of at least 0".to_owned()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text.find(|c: char| c.is_ascii_alphabetic()) {
+        Some(at) => text.split_at(at),
+        None => (text, "s"),
+    };
+    let factor = match unit {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err("a duration is a number with ms, s, m or h; seconds without".to_owned()),
+    };
+    number
+        .parse::<f64>()
+        .ok()
+        .and_then(|number| Duration::try_from_secs_f64(number * factor).ok())
+        .filter(|duration| *duration <= Duration::from_secs(7 * 86_400))
+        .ok_or_else(|| "a duration is a number of at least 0, at most a week".to_owned())
+}
+
+fn scenario(text: &str) -> Result<Scenario, String> {
+    if LATER.contains(&text) {
+        return Err("it is not available in this version".to_owned());
+    }
+    Scenario::from_str(text, false).map_err(|_| {
+        let all: Vec<String> = Scenario::value_variants().iter().map(ToString::to_string).collect();
+        format!("there is no such scenario; there are {}", all.join(", "))
+    })
+}
+
+fn json_file(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("json") => Ok(path),
+        Some("html") => Err("an HTML report is not available in this version; give FILE.json".to_owned()),
+        _ => Err("the report is written as JSON; give FILE.json".to_owned()),
+    }
+}
+
+fn main() -> ExitCode {
+    let Command::Run(options) = Cli::parse().command;
+    match run(options) {
+        Ok(report) => match report.failures.first() {
+            None => ExitCode::SUCCESS,
+            Some(first) => {
+                for other in report.failures.iter().skip(1) {
+                    eprintln!("also: {other}");
+                }
+                eprintln!("device-sim: {} is not as expected: {first}", report.scenario);
+                ExitCode::FAILURE
+            }
+        },
+        Err(error) => {
+            // `{:#}`: the causes in one line, without a backtrace.
+            eprintln!("device-sim: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: RunOptions) -> anyhow::Result<Report> {
+    let devices = fleet::load(&options.devices)?;
+    let url = options.url.clone().or_else(|| devices.first().map(|device| device.url().to_owned()));
+    let url = url.unwrap_or_default();
+    let runtime = tokio::runtime::Runtime::new().context("the runtime cannot start")?;
+    let plan = Plan {
+        rate: options.rate.filter(|rate| *rate > 0.0),
+        payload: options.payload,
+        window: options.window.map(usize::from),
+        duration: options.duration,
+        connect_rate: options.connect_rate.filter(|rate| *rate > 0.0),
+        source_addresses: options.source_addresses,
+        progress: Some(Arc::new(|now| {
+            eprintln!(
+                "up {:>6}  sent {:>9}  accepted {:>9}  refused {:>6}",
+                now.up, now.sent, now.accepted, now.refused
+            );
+        })),
+        ..Plan::new(devices, &url, options.scenario)
+    };
+    let cancel = plan.cancel.clone();
+    let report = runtime.block_on(async move {
+        tokio::spawn(async move {
+            // Without a handler Ctrl-C ends the process at once, which is what it would do anyway.
+            if tokio::signal::ctrl_c().await.is_ok() {
+                cancel.cancel();
+            }
+        });
+        device_sim::run(plan).await
+    })?;
+    let json = serde_json::to_string_pretty(&report).context("the report is not JSON")?;
+    if let Some(path) = &options.report {
+        write(path, &json).with_context(|| format!("{}: the report cannot be written", path.display()))?;
+    }
+    let mut out = std::io::stdout().lock();
+    // A reader that went away has seen what it wanted.
+    let _ = if options.json { writeln!(out, "{json}") } else { writeln!(out, "{report}") };
+    Ok(report)
+}
+
+fn write(path: &Path, json: &str) -> std::io::Result<()> {
+    std::fs::write(path, format!("{json}\n"))
+}
