@@ -23,7 +23,7 @@ use clap::{Args, Parser, Subcommand};
 use zeroize::Zeroizing;
 
 use crate::config::Config;
-use crate::home::{self, Home};
+use crate::home::{self, FileError, Home};
 use crate::registry::{self, Access, DatabaseUrl, Registry};
 
 use failure::{Failure, Outcome};
@@ -131,7 +131,7 @@ impl Shared {
     fn config(&self) -> Result<Config, Failure> {
         let home = self.home();
         if !home.config().exists() {
-            if self.database.is_some() {
+            if self.database().is_some() {
                 return Ok(Config::default());
             }
             return Err(Failure::new(format!("there is no home at {}", self.home.display()))
@@ -140,25 +140,40 @@ impl Shared {
         Ok(Config::load(&home)?)
     }
 
+    /// What the option or the environment says of the registry. An empty variable says nothing.
+    fn database(&self) -> Option<&str> {
+        self.database.as_deref().filter(|url| !url.is_empty())
+    }
+
     /// Which registry: the option or the environment, else the configuration, else SQLite in the home.
     fn database_url(&self, config: &Config) -> Result<DatabaseUrl, Failure> {
-        let configured = Some(config.database.url.as_str()).filter(|url| !url.is_empty());
-        match self.database.as_deref().or(configured) {
-            Some(url) => Ok(DatabaseUrl::parse(url)?),
-            None => Ok(DatabaseUrl::file(&self.home().database())),
+        if let Some(url) = self.database() {
+            return Ok(DatabaseUrl::parse(url)?);
+        }
+        match config.database.url.as_str() {
+            "" => Ok(DatabaseUrl::file(&self.home().database())),
+            url => DatabaseUrl::parse(url).map_err(|error| {
+                Failure::new(format!("{}: database.url: {error}", self.home().config().display()))
+            }),
         }
     }
 
     /// The registry, which must have this version's schema.
     async fn registry(&self) -> Result<Arc<dyn Registry>, Failure> {
-        let registry = registry::connect(&self.database_url(&self.config()?)?, Access::Existing)?;
-        registry.check_schema().await?;
-        Ok(registry)
+        let url = self.database_url(&self.config()?)?;
+        let opened = match registry::connect(&url, Access::Existing) {
+            Ok(registry) => registry.check_schema().await.map(|()| registry),
+            Err(error) => Err(error),
+        };
+        opened.map_err(|error| Failure::registry_at(&url, error))
     }
 
     fn passphrase(&self) -> Result<Option<Zeroizing<Vec<u8>>>, Failure> {
         let Some(path) = &self.passphrase_file else { return Ok(None) };
-        let text = home::read_secret(path)?;
+        let text = home::read_secret(path).map_err(|error| match error {
+            FileError::Missing(_) => Failure::new(format!("the passphrase file {error}")),
+            other => other.into(),
+        })?;
         let passphrase = doorward_pki::key_file::passphrase(&text)
             .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
         Ok(Some(Zeroizing::new(passphrase.as_bytes().to_vec())))

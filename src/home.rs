@@ -16,7 +16,7 @@ pub const PUBLIC: u32 = 0o644;
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It is not there.
-    #[error("{0} does not exist; 'doorward init' makes a home, --home or DOORWARD_HOME names it")]
+    #[error("{0} does not exist")]
     Missing(PathBuf),
     /// It cannot be read or written.
     #[error("cannot {act} {path}: {source}")]
@@ -120,7 +120,7 @@ pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, FileError> {
     Ok(text)
 }
 
-/// Makes a folder (mode 0700) and its parents.
+/// Makes a folder (mode 0700) and its parents. One that is there keeps its mode.
 ///
 /// # Errors
 /// [`FileError`] naming it.
@@ -176,12 +176,19 @@ fn write_temporary(path: &Path, text: &str, mode: u32) -> Result<PathBuf, FileEr
         file.write_all(text.as_bytes())?;
         file.sync_all()
     };
-    write().map_err(|source| not_written(path, source))?;
+    write().map_err(|source| {
+        // No half of a secret stays behind.
+        let _ = fs::remove_file(&temporary);
+        not_written(path, source)
+    })?;
     Ok(temporary)
 }
 
-/// The name is durable once its folder is.
-fn sync_folder(path: &Path) -> io::Result<()> {
+/// Makes a file's name durable, which it is once its folder is.
+///
+/// # Errors
+/// What the operating system says.
+pub fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder)?.sync_all()
 }

@@ -410,8 +410,11 @@ pub struct Batch {
 /// What became of one message of a batch that committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// It is stored, or a message of this device with this id was stored before: both are acked.
-    Durable,
+    /// It is stored.
+    Stored,
+    /// A message of this device with this id was stored before, perhaps in this very batch: acked, and delivered no
+    /// second time.
+    Duplicate,
     /// The device is not active or the session is not its newest: not stored, never acked.
     Fenced,
     /// The database refuses this very row.

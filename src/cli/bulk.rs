@@ -5,9 +5,9 @@
 //! when all is done.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use doorward_pki::bundle::{BulkLine, PrivateKeyPem};
@@ -25,12 +25,12 @@ use super::failure::{Failure, Outcome};
 use super::issue::{Credentials, Issuer};
 use super::{Shared, output};
 use crate::home::{self, SECRET};
-use crate::registry::{NewCertificate, NewDevice, Registry};
+use crate::registry::{NewCertificate, NewDevice, Registry, RegistryError};
 
 /// Devices of one transaction.
 const BATCH: usize = 500;
 /// A line is about 3 KiB; one of this length is not ours.
-const MAX_LINE: u64 = 64 << 10;
+const MAX_LINE: usize = 64 << 10;
 
 /// One run, begun now or earlier.
 struct Run<'a> {
@@ -41,19 +41,9 @@ struct Run<'a> {
     issuer: Issuer,
 }
 
-pub(super) async fn run(add: &Add, shared: &Shared) -> Outcome {
-    let (Some(count), Some(prefix), Some(file)) = (add.count, &add.prefix, &add.out) else {
-        return Err(Failure::usage("--count needs --prefix and --out"));
-    };
-    let id = |n: u32| {
-        let id = format!("{prefix}{n:06}");
-        DeviceId::new(&id).map_err(|error| Failure::usage(format!("'{id}' cannot be a device: {error}")))
-    };
-    let ids: Vec<DeviceId> = (1..=count).map(id).collect::<Result<_, _>>()?;
-    let registry = shared.registry().await?;
-    device::check_fleet(&*registry, &add.fleet).await?;
-    let run = Run { add, ids, file: file.clone(), registry: &*registry, issuer: Issuer::load(shared)? };
-    let made = run.go().await?;
+pub(super) async fn run(args: &Add, shared: &Shared) -> Outcome {
+    let made = add(args, shared).await?;
+    let (Some(count), Some(file)) = (args.count, &args.out) else { return Ok(()) };
     if shared.json {
         return output::json(&json!({ "file": file, "devices": count, "added": made }));
     }
@@ -66,16 +56,27 @@ pub(super) async fn run(add: &Add, shared: &Shared) -> Outcome {
     Ok(())
 }
 
+/// Adds the devices; how many were not there before.
+pub(super) async fn add(add: &Add, shared: &Shared) -> Result<usize, Failure> {
+    let (Some(count), Some(prefix), Some(file)) = (add.count, &add.prefix, &add.out) else {
+        return Err(Failure::usage("--count needs --prefix and --out"));
+    };
+    let id = |n: u32| {
+        let id = format!("{prefix}{n:06}");
+        DeviceId::new(&id).map_err(|error| Failure::usage(format!("'{id}' cannot be a device: {error}")))
+    };
+    let ids: Vec<DeviceId> = (1..=count).map(id).collect::<Result<_, _>>()?;
+    let registry = shared.registry().await?;
+    device::check_fleet(&*registry, &add.fleet).await?;
+    let run = Run { add, ids, file: file.clone(), registry: &*registry, issuer: Issuer::load(shared)? };
+    run.go().await
+}
+
 impl Run<'_> {
     /// How many devices this run has added.
     async fn go(&self) -> Result<usize, Failure> {
         if self.file.exists() {
-            let file = File::open(&self.file).map_err(|error| self.failed(&self.file, &error))?;
-            let lines = self.read(file, &self.file)?.0;
-            if lines.len() != self.ids.len() {
-                return Err(self.another(&self.file, &format!("it has {} devices", lines.len())));
-            }
-            return self.commit_missing(lines).await;
+            return self.go_through_finished().await;
         }
         let part = self.part();
         let mut file = OpenOptions::new()
@@ -93,9 +94,23 @@ impl Run<'_> {
             }
             Err(TryLockError::Error(error)) => return Err(self.failed(&part, &error)),
         }
+        // The lock may be one on a file that another run has just given its final name.
+        let same =
+            |of: &File| Ok::<_, std::io::Error>(of.metadata()?.ino() == std::fs::metadata(&part)?.ino());
+        if self.file.exists() || !same(&file).unwrap_or(false) {
+            return Err(Failure::new(format!(
+                "another run was writing {} and has just ended",
+                part.display()
+            ))
+            .next("repeat the command"));
+        }
+        // Made by somebody else it may be open to all; and its name must outlast a power cut, as its lines do.
+        file.set_permissions(Permissions::from_mode(SECRET))
+            .and_then(|()| home::sync_folder(&part))
+            .map_err(|error| self.failed(&part, &error))?;
         let copy = file.try_clone().map_err(|error| self.failed(&part, &error))?;
         let (lines, whole) = self.read(copy, &part)?;
-        // A line that was cut short was never committed.
+        // The last line, where it was cut short, was never committed.
         file.set_len(whole)
             .and_then(|()| file.seek(SeekFrom::End(0)))
             .map_err(|error| self.failed(&part, &error))?;
@@ -107,6 +122,7 @@ impl Run<'_> {
         }
         checked?;
         let mut added = self.commit_missing(lines).await?;
+        let mut done = begun;
 
         let bar = ProgressBar::new(self.ids.len() as u64).with_position(begun as u64);
         if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} devices  {per_sec}  {eta}") {
@@ -117,7 +133,6 @@ impl Run<'_> {
             // Between batches alone: a batch is written and committed whole.
             if futures_util::poll!(interrupt.as_mut()).is_ready() {
                 bar.abandon();
-                let done = begun + added;
                 return Err(Failure::new(format!(
                     "interrupted after {done} of {} devices, each of them whole",
                     self.ids.len()
@@ -128,16 +143,25 @@ impl Run<'_> {
             file.write_all(lines.as_bytes())
                 .and_then(|()| file.sync_data())
                 .map_err(|error| self.failed(&part, &error))?;
-            self.registry.add_devices(&records).await.map_err(|error| {
-                Failure::from(error)
-                    .next("what was added stands; repeat the command to go on where it stopped")
-            })?;
+            self.registry.add_devices(&records).await.map_err(stopped)?;
             added += batch.len();
+            done += batch.len();
             bar.inc(batch.len() as u64);
         }
         bar.finish_and_clear();
         home::rename(&part, &self.file)?;
         Ok(added)
+    }
+
+    /// `FILE` is there: whatever of it the registry lacks is added.
+    async fn go_through_finished(&self) -> Result<usize, Failure> {
+        let file = File::open(&self.file).map_err(|error| self.failed(&self.file, &error))?;
+        let length = file.metadata().map_err(|error| self.failed(&self.file, &error))?.len();
+        let (lines, whole) = self.read(file, &self.file)?;
+        if lines.len() != self.ids.len() || whole != length {
+            return Err(self.another(&self.file, &format!("it has {} devices", lines.len())));
+        }
+        self.commit_missing(lines).await
     }
 
     fn part(&self) -> PathBuf {
@@ -168,10 +192,15 @@ impl Run<'_> {
         let mut whole = 0;
         loop {
             let mut line = Zeroizing::new(String::with_capacity(4096));
-            let read = std::io::Read::take(&mut reader, MAX_LINE).read_line(&mut line);
+            let read = std::io::Read::take(&mut reader, MAX_LINE as u64).read_line(&mut line);
             match read {
                 Ok(0) => return Ok((devices, whole)),
-                Ok(_) if !line.ends_with('\n') => return Ok((devices, whole)),
+                Ok(_) if !line.ends_with('\n') => {
+                    if self.may_begin(&line, devices.len()) {
+                        return Ok((devices, whole));
+                    }
+                    return Err(self.another(path, &format!("line {} is no device", devices.len() + 1)));
+                }
                 Ok(read) => whole += read as u64,
                 Err(error) => return Err(self.failed(path, &error)),
             }
@@ -188,6 +217,15 @@ impl Run<'_> {
             }
             devices.push(self.record(&line, path)?);
         }
+    }
+
+    /// Whether a text is the beginning of this run's line at a place, as a run that was killed leaves it; a power cut
+    /// can leave zeros in place of what had not reached the disk. Anything else is somebody else's and is not cut off.
+    fn may_begin(&self, text: &str, place: usize) -> bool {
+        let Some(id) = self.ids.get(place) else { return false };
+        let beginning = format!("{{\"device\":\"{id}\",");
+        let text = text.trim_end_matches('\0');
+        text.len() < MAX_LINE && (text.starts_with(&beginning) || beginning.starts_with(text))
     }
 
     /// The registry's rows of a device, from its line.
@@ -238,7 +276,7 @@ impl Run<'_> {
                 }
             }
             if !missing.is_empty() {
-                self.registry.add_devices(&missing).await?;
+                self.registry.add_devices(&missing).await.map_err(stopped)?;
                 added += missing.len();
             }
         }
@@ -263,6 +301,14 @@ impl Run<'_> {
         Failure::refused(format!("{} is not of this run: {why}", path.display()))
             .next("repeat the command that began it, or name another file with --out")
     }
+}
+
+fn stopped(error: RegistryError) -> Failure {
+    let failure = Failure::from(error);
+    if failure.is_refusal() {
+        return failure;
+    }
+    failure.next("what was added stands; repeat the command to go on where it stopped")
 }
 
 fn taken(id: &DeviceId) -> Failure {

@@ -41,7 +41,7 @@ fn check(file: Option<&PathBuf>, shared: &Shared) -> Outcome {
     let config = Config::parse(&text, &path)?;
     if file.is_none() {
         shared.database_url(&config)?;
-        tls::server_config(&config, &home).map_err(|error| Failure::new(error.to_string()))?;
+        tls::server_config(&config, &home)?;
     }
     if shared.json {
         return output::json(&serde_json::json!({ "file": path, "ok": true }));
@@ -59,8 +59,10 @@ fn show(shared: &Shared) -> Outcome {
     for row in rows.iter_mut().filter(|row| row.key == "database.url") {
         // Shown as it is used, its password left out.
         row.value = format!("\"{}\"", shared.database_url(&config)?);
-        if shared.database.is_some() {
+        if shared.database().is_some() {
             row.source = if from_flag { Source::Flag } else { Source::Environment };
+        } else if config.database.url.is_empty() {
+            row.source = Source::Default;
         }
     }
     if shared.json {

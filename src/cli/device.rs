@@ -119,6 +119,19 @@ fn parse_reason(text: &str) -> Result<String, String> {
 }
 
 impl Add {
+    /// Many devices into a file, as the demo wants them.
+    pub(super) fn bulk(count: u32, prefix: &str, file: &Path) -> Self {
+        Self {
+            id: None,
+            fleet: FleetId::default(),
+            days: profile::DEVICE.lifetime.whole_days(),
+            csr: None,
+            out: Some(file.to_owned()),
+            count: Some(count),
+            prefix: Some(prefix.to_owned()),
+        }
+    }
+
     pub(super) fn lifetime(&self) -> time::Duration {
         time::Duration::days(self.days)
     }
@@ -168,13 +181,25 @@ async fn add_one(add: &Add, shared: &Shared) -> Outcome {
     let parent = add.out.clone().unwrap_or_else(|| shared.home().devices());
     let Credentials { record, file, chain, private_key, shortened } = credentials;
     let expires = record.certificate.not_after;
-    let folder = write_bundle(&parent, &file, &chain, private_key.as_ref(), &issuer.ca)?;
+    let folder = write_bundle(&parent, &file, &chain, private_key.as_ref(), &issuer.ca).map_err(|error| {
+        if error.is_refusal() {
+            error.next(format!(
+                "'{id}' is not registered: an 'add' that was cut short may have left the folder"
+            ))
+        } else {
+            error
+        }
+    })?;
     if let Err(error) = registry.add_devices(&[record]).await {
         // What nobody recorded opens nothing; a commit of unknown outcome may have been recorded, so it stays.
         if !matches!(error, crate::registry::RegistryError::Unknown(_)) {
             let _ = std::fs::remove_dir_all(&folder);
+            return Err(error.into());
         }
-        return Err(error.into());
+        return Err(Failure::new(error.to_string()).next(format!(
+            "'doorward device show {id}' says whether it happened; if not, remove {} and repeat",
+            folder.display()
+        )));
     }
     if shared.json {
         return output::json(&json!({

@@ -6,7 +6,10 @@ use crate::config::ConfigError;
 use crate::entropy::NoEntropy;
 use crate::gateway::StartError;
 use crate::home::FileError;
-use crate::registry::{RegistryError, UrlError};
+use crate::registry::{DatabaseUrl, RegistryError, UrlError};
+use crate::tls::TlsError;
+
+use super::output;
 
 /// What a command comes to.
 pub(super) type Outcome = Result<(), Failure>;
@@ -40,17 +43,36 @@ impl Failure {
         Self { code: 4, ..Self::new(what) }
     }
 
+    /// Whether the state it is in does not allow it.
+    pub(super) fn is_refusal(&self) -> bool {
+        self.code == 4
+    }
+
+    /// What more to do about it.
+    pub(super) fn and_next(self, next: &str) -> Self {
+        let next = self.next.map_or_else(|| next.to_owned(), |first| format!("{first}\n       {next}"));
+        Self { next: Some(next), ..self }
+    }
+
     /// What to do about it.
     pub(super) fn next(self, next: impl Into<String>) -> Self {
         Self { next: Some(next.into()), ..self }
     }
 
+    /// The registry that a URL names cannot be used.
+    pub(super) fn registry_at(url: &DatabaseUrl, error: RegistryError) -> Self {
+        match error {
+            RegistryError::Unavailable(_) | RegistryError::Corrupt(_) => Self::new(error.to_string())
+                .next(format!("the registry is {url}; check that it runs, or name another with --database")),
+            other => other.into(),
+        }
+    }
+
     /// Says so on standard error.
-    #[expect(clippy::print_stderr, reason = "the command line's own business")]
     pub(super) fn report(&self) -> ExitCode {
-        eprintln!("error: {}", self.what);
+        output::say(format!("error: {}", self.what));
         if let Some(next) = &self.next {
-            eprintln!("       {next}");
+            output::say(format!("       {next}"));
         }
         ExitCode::from(self.code)
     }
@@ -76,8 +98,37 @@ impl From<RegistryError> for Failure {
 
 impl From<FileError> for Failure {
     fn from(error: FileError) -> Self {
-        let code = if matches!(error, FileError::Exists(_)) { 4 } else { 1 };
-        Self { code, ..Self::new(error.to_string()) }
+        let what = error.to_string();
+        match error {
+            FileError::Exists(_) => Self::refused(what),
+            FileError::Missing(_) => Self::new(what)
+                .next("'doorward init' makes what a home needs; --home or DOORWARD_HOME names another home"),
+            _ => Self::new(what),
+        }
+    }
+}
+
+impl From<TlsError> for Failure {
+    fn from(error: TlsError) -> Self {
+        let what = error.to_string();
+        match error {
+            TlsError::File(error) => error.into(),
+            TlsError::Pair { .. } => Self::new(what).next(
+                "put back the two that were made together, or move both away: 'doorward init' makes new ones",
+            ),
+            TlsError::Content { .. } => {
+                Self::new(what).next("put the right file there, or name another under [tls] in config.toml")
+            }
+        }
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Tls(error) => error.into(),
+            StartError::Registry(error) => error.into(),
+        }
     }
 }
 
@@ -100,7 +151,6 @@ macro_rules! plain {
 plain!(
     ConfigError,
     NoEntropy,
-    StartError,
     std::io::Error,
     serde_json::Error,
     doorward_pki::IssueError,

@@ -82,7 +82,12 @@ fn done(shared: &Shared, id: &FleetId, words: &str, changed: bool) -> Outcome {
 /// A policy's text, checked and in one line.
 fn read_policy(path: &Path) -> Result<String, Failure> {
     let failed = |why: String| Failure::new(format!("{}: {why}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::new(format!("cannot read {}: {error}", path.display())))?;
+    // Else a JSON array would be taken for an object whose members are all left out: a policy that allows nothing.
+    if text.trim_start().starts_with('[') {
+        return Err(failed("not a policy: a JSON object is needed, and this is an array".to_owned()));
+    }
     let policy = Policy::parse(&text).map_err(|error| failed(error.to_string()))?;
     Ok(serde_json::to_string(&policy)?)
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Subcommand;
+use doorward_pki::{MasterKey, SealError};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,12 +15,14 @@ use tracing_subscriber::EnvFilter;
 use super::failure::{Failure, Outcome};
 use super::{Shared, issue, output};
 use crate::gateway;
-use crate::registry::{self, Access};
+use crate::registry::{DeviceFilter, KeyState, Registry};
 
 /// Connections that the kernel holds for us.
 const BACKLOG: i32 = 4096;
 /// Descriptors besides those of connections: the database, the home, standard streams.
 const OTHER_FILES: u64 = 64;
+/// Devices whose keys are tried before the gateway starts.
+const SAMPLE: u32 = 8;
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Gateway {
@@ -41,7 +44,8 @@ impl Gateway {
         let config = shared.config()?;
         let address = listen.unwrap_or(config.gateway.listen);
         let master = issue::master_key(&home)?;
-        let registry = registry::connect(&shared.database_url(&config)?, Access::Existing)?;
+        let registry = shared.registry().await?;
+        check_master(&*registry, &master).await?;
         gateway::check_entropy()?;
         raise_file_limit(config.limits.connections);
         let drain = config.gateway.drain.0;
@@ -85,6 +89,27 @@ impl Gateway {
     }
 }
 
+/// Refuses a master key that opens none of the registry's first keys: with it every device would be turned away.
+async fn check_master(registry: &dyn Registry, master: &MasterKey) -> Outcome {
+    let mut refusal = None;
+    let first = DeviceFilter { limit: SAMPLE, ..DeviceFilter::default() };
+    for device in registry.devices(&first).await? {
+        let Some(detail) = registry.device(&device.id).await? else { continue };
+        for key in detail.keys.iter().filter(|key| key.state != KeyState::Retired) {
+            match master.open(&device.id, key.version, &key.sealed) {
+                Ok(_) => return Ok(()),
+                Err(error @ SealError::WrongMasterKey { .. }) => refusal = Some(error),
+                // A damaged row is its own device's trouble.
+                Err(_) => {}
+            }
+        }
+    }
+    match refusal {
+        Some(error) => Err(Failure::new(error.to_string())),
+        None => Ok(()),
+    }
+}
+
 /// Structured lines on standard error.
 pub(super) fn start_log() -> Outcome {
     let filter = match std::env::var("DOORWARD_LOG") {
@@ -94,8 +119,11 @@ pub(super) fn start_log() -> Outcome {
             Failure::usage(format!("DOORWARD_LOG is '{text}', which is no log filter: {error}"))
         })?,
     };
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     log.try_init().map_err(|error| Failure::new(format!("cannot log: {error}")))
 }
 
@@ -124,7 +152,7 @@ pub(super) fn listen_on(address: SocketAddr) -> Result<TcpListener, Failure> {
 }
 
 /// As many descriptors as the configuration can use, or as many as there are to be had.
-fn raise_file_limit(connections: usize) {
+pub(super) fn raise_file_limit(connections: usize) {
     let wanted = connections as u64 + OTHER_FILES;
     let raised = rlimit::increase_nofile_limit(wanted);
     if !matches!(raised, Ok(limit) if limit >= wanted) {

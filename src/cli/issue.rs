@@ -12,7 +12,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::Shared;
 use super::failure::Failure;
-use crate::home::{self, Home};
+use crate::home::{self, FileError, Home};
 use crate::registry::{NewCertificate, NewDevice};
 use crate::{clock, entropy};
 
@@ -49,7 +49,7 @@ pub(super) fn authority(home: &Home, name: &str, shared: &Shared) -> Result<Auth
 
 /// A private key of the home, decrypted where it is encrypted.
 pub(super) fn open_key(path: &Path, shared: &Shared) -> Result<Zeroizing<String>, Failure> {
-    let text = home::read_secret(path)?;
+    let text = home::read_secret(path).map_err(irreplaceable)?;
     let passphrase = if key_file::is_encrypted(&text) { shared.passphrase()? } else { None };
     key_file::open(&text, passphrase.as_ref().map(|p| p.as_slice()))
         .map_err(|error| Failure::new(format!("{}: {error}", path.display())))
@@ -58,8 +58,19 @@ pub(super) fn open_key(path: &Path, shared: &Shared) -> Result<Zeroizing<String>
 /// The key that wraps the devices' keys.
 pub(super) fn master_key(home: &Home) -> Result<MasterKey, Failure> {
     let path = home.pki("master.key");
-    MasterKey::parse(&home::read_secret(&path)?)
-        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+    MasterKey::parse(&home::read_secret(&path).map_err(irreplaceable)?).map_err(|error| {
+        Failure::new(format!("{}: {error}", path.display())).next("put it back from your backup")
+    })
+}
+
+/// A key that is missing is not made anew: what it has signed or sealed would be lost.
+fn irreplaceable(error: FileError) -> Failure {
+    match error {
+        FileError::Missing(_) => Failure::new(error.to_string()).next(
+            "put it back from where it is kept; 'doorward init' goes on with a home that was never finished",
+        ),
+        other => other.into(),
+    }
 }
 
 impl Issuer {

@@ -73,8 +73,8 @@ impl Message {
             let Some(last) = page.last() else { break };
             filter.after = last.position;
             for message in page.iter().filter(|m| wanted(m)) {
+                let separator = if std::mem::take(&mut first) { "[" } else { "," };
                 if array {
-                    let separator = if std::mem::take(&mut first) { "[" } else { "," };
                     output::print(&format!("{separator}{}", json(message)?))?;
                 } else {
                     line(message, shared.json)?;
@@ -86,6 +86,8 @@ impl Message {
         }
         if array {
             output::print(if first { "[]" } else { "]" })?;
+        } else if first && !follow {
+            output::say("there is no such message");
         }
         if *follow {
             return follow_from(&*registry, filter, wanted, shared.json).await;

@@ -9,10 +9,9 @@ use time::format_description::well_known::Rfc3339;
 
 use super::failure::{Failure, Outcome};
 
-/// A word to the person at the terminal.
-#[expect(clippy::print_stderr, reason = "the command line's own business")]
+/// A word to the person at the terminal. Where nobody listens the command goes on: `eprintln!` would panic.
 pub(super) fn say(words: impl AsRef<str>) {
-    eprintln!("{}", words.as_ref());
+    let _ = writeln!(io::stderr().lock(), "{}", words.as_ref());
 }
 
 /// A result on standard output. A reader that has gone away is no failure of ours.
@@ -45,7 +44,8 @@ pub(super) fn print_table(table: &Table, empty: &str) -> Outcome {
         return Ok(());
     }
     let text = table.to_string();
-    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    let lines: Vec<&str> =
+        text.lines().map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end()).collect();
     print(&lines.join("\n"))
 }
 

@@ -11,8 +11,8 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{Database, SqlSafeStr};
 
 use super::{
-    Act, CertificateStatus, Change, Claim, DeviceStatus, Done, KeyState, NewDevice, RegistryError, Result,
-    SchemaError,
+    Act, CertificateStatus, Change, Claim, DeviceStatus, Done, Fate, KeyState, NewDevice, NewMessage,
+    RegistryError, Result, SchemaError,
 };
 
 /// How often a transaction that lost against another is tried.
@@ -218,6 +218,22 @@ pub(super) fn change(kind: &str, subject: &str) -> Option<Change> {
 /// A column that does not decode: the schema is not what this binary takes it for.
 pub(super) fn unreadable(error: &sqlx::Error) -> RegistryError {
     RegistryError::Corrupt(error.to_string())
+}
+
+/// Tells stored from duplicate: `new` says of each allowed message, in the order of the batch, whether its row was made
+/// by this transaction. Of two in the batch with one id, the first made it.
+pub(super) fn settle<'a>(
+    messages: &'a [NewMessage],
+    fates: &mut [Fate],
+    allowed: impl Iterator<Item = (usize, bool)>,
+) -> Option<()> {
+    let mut made = HashSet::<(&'a str, &'a str)>::new();
+    for (place, new) in allowed {
+        let message = messages.get(place)?;
+        let first = new && made.insert((message.device.as_str(), message.id.as_str()));
+        *fates.get_mut(place)? = if first { Fate::Stored } else { Fate::Duplicate };
+    }
+    Some(())
 }
 
 #[cfg(test)]

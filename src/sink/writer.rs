@@ -119,7 +119,7 @@ impl Writer {
             fates.into_iter().zip(messages).zip(waiting)
         {
             let outcome = match fate {
-                Fate::Durable => Outcome::Stored(Stored(receipt)),
+                Fate::Stored | Fate::Duplicate => Outcome::Stored(Stored(receipt)),
                 Fate::Unstorable => Outcome::Unstorable(receipt),
                 Fate::Fenced => {
                     session.suspect.store(true, Ordering::SeqCst);
@@ -127,7 +127,7 @@ impl Writer {
                     Outcome::Fenced
                 }
             };
-            if deliver && fate == Fate::Durable {
+            if deliver && fate == Fate::Stored {
                 self.deliver(message);
             }
             session.mailbox.put_outcome(outcome);

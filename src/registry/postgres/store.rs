@@ -6,7 +6,7 @@ use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 
-use super::super::shared::{ATTEMPTS, Phase, clean, last_claims};
+use super::super::shared::{ATTEMPTS, Phase, clean, last_claims, settle};
 use super::super::{Batch, Fate, MessageFilter, NewMessage, RegistryError, Result, StoredMessage};
 use super::error::Remedy;
 use super::{Postgres, error, rows};
@@ -112,7 +112,7 @@ async fn claim(connection: &mut PgConnection, batch: &Batch) -> Result<(), sqlx:
 }
 
 /// One statement judges and stores: `allowed` is what an active device sent in its newest session. Of those, a message
-/// that is there already, or stands in the batch twice, is durable too.
+/// that is there already, or stands in the batch twice, is a duplicate: durable too.
 async fn store(
     connection: &mut PgConnection,
     messages: &[NewMessage],
@@ -121,7 +121,7 @@ async fn store(
     if messages.is_empty() {
         return Ok(());
     }
-    let allowed: Vec<i64> = sqlx::query_scalar(
+    let allowed: Vec<(i64, bool)> = sqlx::query_as(
         "WITH allowed AS (
              SELECT m.* FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[])
                  WITH ORDINALITY AS m (device, session, id, channel, data, at_ms, received_ms, place)
@@ -134,8 +134,9 @@ async fn store(
                     timestamptz 'epoch' + received_ms * interval '1 millisecond'
              FROM allowed ORDER BY place
              ON CONFLICT (device, id) DO NOTHING
+             RETURNING device, id
          )
-         SELECT place FROM allowed",
+         SELECT a.place, s.id IS NOT NULL FROM allowed a LEFT JOIN stored s USING (device, id) ORDER BY a.place",
     )
     .bind(messages.iter().map(|m| m.device.as_str()).collect::<Vec<_>>())
     .bind(messages.iter().map(|m| &*m.session).collect::<Vec<_>>())
@@ -146,11 +147,9 @@ async fn store(
     .bind(messages.iter().map(|m| m.received_ms).collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
-    for place in allowed {
-        let fate = usize::try_from(place - 1).ok().and_then(|place| fates.get_mut(place));
-        *fate.ok_or_else(|| sqlx::Error::Protocol("a row that was not sent came back".to_owned()))? =
-            Fate::Durable;
-    }
+    let places = allowed.iter().map(|(place, new)| (usize::try_from(place - 1).unwrap_or(usize::MAX), *new));
+    settle(messages, fates, places)
+        .ok_or_else(|| sqlx::Error::Protocol("a row that was not sent came back".to_owned()))?;
     Ok(())
 }
 

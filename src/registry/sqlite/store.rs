@@ -7,7 +7,7 @@ use serde::Serialize;
 use sqlx::sqlite::SqliteConnection;
 use time::OffsetDateTime;
 
-use super::super::shared::{Phase, clean, last_claims};
+use super::super::shared::{Phase, clean, last_claims, settle};
 use super::super::{Batch, Fate, MessageFilter, NewMessage, RegistryError, Result, StoredMessage};
 use super::rows::{stamp, stamp_ms};
 use super::{Sqlite, error, rows};
@@ -116,6 +116,10 @@ async fn store_piece(
         })
         .collect();
     let given = json(&given)?;
+    let before: i64 = sqlx::query_scalar("SELECT coalesce(max(position), 0) FROM messages")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(error::read)?;
     let inserted = sqlx::query(
         "INSERT INTO messages (device, id, channel, data, at, received_at)
          SELECT d.id, m.value->>2, m.value->>3, m.value->>4, m.value->>5, m.value->>6
@@ -130,27 +134,28 @@ async fn store_piece(
     .await;
     match inserted {
         Ok(inserted) if inserted.rows_affected() == messages.len() as u64 => {
-            fates.fill(Fate::Durable);
+            fates.fill(Fate::Stored);
             return Ok(Ok(()));
         }
         Ok(_) => {}
         Err(error) if error::is_content(&error) => return Ok(Err(error)),
         Err(error) => return Err(error::read(error)),
     }
-    let allowed: Vec<i64> = sqlx::query_scalar(
-        "SELECT m.key FROM jsonb_each(?1) AS m
+    let allowed: Vec<(i64, bool)> = sqlx::query_as(
+        "SELECT m.key, s.position IS NOT NULL FROM jsonb_each(?1) AS m
          CROSS JOIN devices AS d ON d.id = m.value->>0 AND d.status = 'active'
-         CROSS JOIN presence AS p ON p.device = d.id AND p.session = m.value->>1",
+         CROSS JOIN presence AS p ON p.device = d.id AND p.session = m.value->>1
+         LEFT JOIN messages AS s ON s.device = d.id AND s.id = m.value->>2 AND s.position > ?2
+         ORDER BY m.key",
     )
     .bind(&given)
+    .bind(before)
     .fetch_all(connection)
     .await
     .map_err(error::read)?;
-    for place in allowed {
-        let fate = usize::try_from(place).ok().and_then(|place| fates.get_mut(place));
-        *fate.ok_or_else(|| RegistryError::Internal("a row that was not sent came back".to_owned()))? =
-            Fate::Durable;
-    }
+    let places = allowed.iter().map(|(place, new)| (usize::try_from(*place).unwrap_or(usize::MAX), *new));
+    settle(messages, fates, places)
+        .ok_or_else(|| RegistryError::Internal("a row that was not sent came back".to_owned()))?;
     Ok(Ok(()))
 }
 
