@@ -1,0 +1,35 @@
+//! What the command line promises: names, exit codes, what is written and with which modes (the operators' contract).
+
+mod bulk;
+mod certificate;
+mod config;
+mod csr;
+mod device;
+mod fleet;
+mod gateway;
+mod help;
+mod init;
+mod lost;
+mod message;
+mod passphrase;
+
+/// Runs each function with a fresh desk on a registry of each kind.
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod on_sqlite {
+            $(#[tokio::test] async fn $name() {
+                let database = crate::support::database::Database::bare_sqlite().await;
+                let desk = crate::support::command::Desk::on(&database);
+                super::$name(database, desk).await;
+            })*
+        }
+        mod on_postgres {
+            $(#[tokio::test] async fn $name() {
+                let database = crate::support::database::Database::bare_postgres().await;
+                let desk = crate::support::command::Desk::on(&database);
+                super::$name(database, desk).await;
+            })*
+        }
+    };
+}
+use on_both;

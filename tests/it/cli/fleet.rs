@@ -1,0 +1,61 @@
+//! Fleets and their policies, on both databases.
+
+use serde_json::json;
+
+use crate::support::command::Desk;
+use crate::support::database::Database;
+
+use super::on_both;
+
+const POLICY: &str =
+    r#"{"allow": [{"actions": ["publish"], "channels": ["devices/${device}/#"]}], "deny": []}"#;
+
+async fn a_fleet_and_its_policy(_: Database, desk: Desk) {
+    desk.write("policy.json", POLICY);
+    assert_eq!(desk.run("fleet add presses --json").json(), json!({ "fleet": "presses", "changed": true }));
+    desk.run("fleet add presses").fails(4, &["the fleet 'presses' exists already"]);
+    desk.run("fleet add cams --policy policy.json").done();
+    let shown = desk.run("fleet show cams --json").json();
+    assert_eq!(shown["policy"], serde_json::from_str::<serde_json::Value>(POLICY).unwrap());
+    assert_eq!(shown["devices"], json!({ "active": 0, "suspended": 0, "revoked": 0 }));
+
+    let set = |fleet: &str| desk.run(&format!("fleet policy {fleet} policy.json --json"));
+    assert_eq!(set("presses").json(), json!({ "fleet": "presses", "changed": true }));
+    assert_eq!(set("presses").json(), json!({ "fleet": "presses", "changed": false }));
+    set("none").fails(3, &["there is no fleet 'none'"]);
+    desk.run("fleet show none").fails(3, &["there is no fleet 'none'", "fleet list"]);
+
+    desk.run("device add press-7 --fleet presses").done();
+    desk.run("device add press-8 --fleet presses").done();
+    desk.run("device revoke press-8 --reason stolen").done();
+    let list = desk.run("fleet list --json").json();
+    let ids: Vec<&str> = list.as_array().unwrap().iter().map(|f| f["fleet"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["cams", "default", "presses"]);
+    assert_eq!(list[2]["devices"], json!({ "active": 1, "suspended": 0, "revoked": 1 }));
+    let table = desk.run("fleet list").done().out;
+    assert_eq!(table.lines().count(), 4, "{table}");
+    assert!(desk.run("fleet show presses").done().out.contains("1 active, 0 suspended, 1 revoked"));
+}
+
+on_both!(a_fleet_and_its_policy);
+
+#[test]
+fn a_broken_policy_is_refused_and_the_old_one_stands() {
+    let desk = Desk::new();
+    let before = desk.run("fleet show default --json").json();
+    for (text, words) in [
+        ("", "not a policy"),
+        ("[]", "not a policy"),
+        (r#"{"allow": 1}"#, "not a policy"),
+        (r#"{"allow": [], "deny": [], "alow": []}"#, "alow"),
+        (r#"{"allow": [{"actions": ["fly"], "channels": ["a"]}], "deny": []}"#, "fly"),
+        (r##"{"allow": [{"actions": ["publish"], "channels": ["#/a"]}], "deny": []}"##, "filter"),
+    ] {
+        desk.write("bad.json", text);
+        desk.run("fleet policy default bad.json").fails(1, &["bad.json", words]);
+        desk.run("fleet add other --policy bad.json").fails(1, &["bad.json", words]);
+    }
+    desk.run("fleet policy default missing.json").fails(1, &["cannot read missing.json"]);
+    assert_eq!(desk.run("fleet show default --json").json(), before);
+    desk.run("fleet show other").fails(3, &[]);
+}

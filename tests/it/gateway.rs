@@ -1,0 +1,14 @@
+//! The gateway from outside: real sockets, real TLS, the contract of docs/protocol.md.
+
+mod admission;
+mod caps;
+mod changes;
+mod closing;
+mod drain;
+mod hooked;
+mod outage;
+mod session;
+mod storage;
+mod subscriptions;
+mod tls;
+mod upgrade;

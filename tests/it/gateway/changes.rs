@@ -1,0 +1,165 @@
+//! What changes in the registry changes sessions, at once and without a gap.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use doorward::clock;
+use doorward::registry::Act;
+use serde_json::{Value, json};
+
+use super::hooked;
+use crate::support::database::Database;
+use crate::support::device::{Device, Heard, TLS13, UPGRADE, dial, problem_of, request, tls};
+use crate::support::house::{House, eventually};
+
+async fn a_device_revoked_by_plain_sql_is_cut(db: Database) {
+    let house = House::on(db, |_| {}).await;
+    let credentials = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &credentials).await;
+    let mut bystander = Device::prove(&house, &house.add_device("press-8").await).await;
+    let start = clock::now().monotonic;
+    house.db.execute("UPDATE devices SET status = 'revoked' WHERE id = 'press-7'").await.unwrap();
+    // Whatever it says from the commit on is worth nothing.
+    device.publish("too-late", json!(1)).await;
+    let (code, messages) = device.until_closed().await;
+    let took = clock::now().monotonic - start;
+    assert_eq!(code, Some(4003));
+    assert!(took < Duration::from_secs(2), "cut after {took:?}");
+    assert!(messages.iter().all(|message| message["op"] != "ack"), "{messages:?}");
+    let seq = bystander.publish("m1", json!(1)).await;
+    bystander.acked(seq).await;
+    assert_eq!(house.stored_as("too-late").await, 0);
+}
+
+#[tokio::test]
+async fn a_device_revoked_by_plain_sql_is_cut_on_sqlite() {
+    a_device_revoked_by_plain_sql_is_cut(Database::sqlite().await).await;
+}
+
+#[tokio::test]
+async fn a_device_revoked_by_plain_sql_is_cut_on_postgres() {
+    a_device_revoked_by_plain_sql_is_cut(Database::postgres().await).await;
+}
+
+async fn a_new_policy_holds_for_live_sessions(db: Database) {
+    let house = House::on(db, |_| {}).await;
+    let fleet = "default".parse().unwrap();
+    let mut device = Device::prove(&house, &house.add_device("press-7").await).await;
+    let seq = device.publish("m1", json!(1)).await;
+    device.acked(seq).await;
+    let mut subscribe = async |ch: &str| {
+        let seq = device.say(json!({ "op": "subscribe", "ch": ch })).await;
+        device.acked(seq).await;
+        seq
+    };
+    let kept = subscribe("devices/press-7/in/#").await;
+    let denied = subscribe("fleets/default/#").await;
+    assert!(kept < denied);
+    let narrower = r##"{"allow":[{"actions":["subscribe"],"channels":["devices/${device}/in/#"]}]}"##;
+    house.db.registry.set_policy(&fleet, narrower).await.unwrap();
+    assert_eq!(device.rejected().await, (json!(denied), "forbidden".to_owned(), Value::Null));
+    let seq = device.publish("m2", json!(2)).await;
+    assert_eq!(device.rejected().await, (json!(seq), "forbidden".to_owned(), Value::Null));
+    // And wider again.
+    let wider = r##"{"allow":[{"actions":["publish","subscribe"],"channels":["devices/${device}/#"]}]}"##;
+    house.db.registry.set_policy(&fleet, wider).await.unwrap();
+    eventually("the wider policy", async || {
+        device.say(json!({ "op": "publish", "id": "m3", "ch": "devices/press-7/in/x", "data": 1 })).await;
+        let Heard::Message(answer) = device.next().await else { panic!("closed") };
+        answer["op"] != "reject"
+    })
+    .await;
+    assert_eq!((house.stored_as("m2").await, house.stored_as("m3").await), (0, 1));
+}
+
+#[tokio::test]
+async fn a_new_policy_holds_for_live_sessions_on_sqlite() {
+    a_new_policy_holds_for_live_sessions(Database::sqlite().await).await;
+}
+
+#[tokio::test]
+async fn a_new_policy_holds_for_live_sessions_on_postgres() {
+    a_new_policy_holds_for_live_sessions(Database::postgres().await).await;
+}
+
+#[tokio::test]
+async fn a_device_that_moves_to_another_fleet_follows_that_fleets_policy() {
+    let house = House::start().await;
+    let hall = "hall".parse().unwrap();
+    let own =
+        r##"{"allow":[{"actions":["publish"],"channels":["devices/${device}/#","fleets/${fleet}/#"]}]}"##;
+    house.db.registry.add_fleet(&hall, own).await.unwrap();
+    let mut device = Device::prove(&house, &house.add_device("press-7").await).await;
+    house.db.execute("UPDATE devices SET fleet = 'hall' WHERE id = 'press-7'").await.unwrap();
+    let answer = async |device: &mut Device| {
+        device.say(json!({ "op": "publish", "id": "m", "ch": "fleets/hall/x", "data": 1 })).await;
+        let Heard::Message(answer) = device.next().await else { panic!("closed") };
+        answer["op"].as_str().unwrap().to_owned()
+    };
+    eventually("the other fleet's policy", async || answer(&mut device).await == "ack").await;
+    house.db.registry.set_policy(&hall, "{}").await.unwrap();
+    eventually("a change of the other fleet's policy", async || answer(&mut device).await == "reject").await;
+}
+
+#[tokio::test]
+async fn a_retired_key_ends_the_session_that_is_signed_with_it() {
+    let house = House::start().await;
+    let credentials = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &credentials).await;
+    house.db.execute("UPDATE hmac_keys SET state = 'retired'").await.unwrap();
+    device.closed_with_bye(4005).await;
+    assert_eq!(problem_of(&request(&house, &credentials, UPGRADE).await.unwrap()), "key-unknown");
+}
+
+/// The look-up has its answer in hand, an active device, when the act commits.
+async fn an_act_during_admission(act: Act, problem: &str) {
+    let (house, hooked) = hooked::house(|_| {}).await;
+    let credentials = house.add_device("press-7").await;
+    // So that what the feed has applied can be told: it judges this one's session again, too.
+    let marker = house.add_device("marker").await;
+    let mut seen = Device::prove(&house, &marker).await;
+
+    hooked.look_ups.close();
+    let admission = request(&house, &credentials, UPGRADE);
+    let change = async {
+        hooked.look_ups.reached().await;
+        house.db.registry.set_status(&credentials.id, act, None).await.unwrap();
+        house.db.registry.kick(&marker.id).await.unwrap();
+        seen.closed_with_bye(4005).await;
+        hooked.look_ups.open();
+    };
+    let (answer, ()) = tokio::join!(admission, change);
+    let answer = answer.unwrap();
+    assert_eq!((answer.status, problem_of(&answer).as_str()), (403, problem));
+    eventually("nobody is here", async || house.gateway.devices() == 0).await;
+}
+
+#[tokio::test]
+async fn a_device_revoked_during_its_admission_does_not_get_in() {
+    an_act_during_admission(Act::Revoke, "device-revoked").await;
+}
+
+#[tokio::test]
+async fn a_device_suspended_during_its_admission_does_not_get_in() {
+    an_act_during_admission(Act::Suspend, "device-suspended").await;
+}
+
+#[tokio::test]
+async fn a_device_suspended_right_after_its_upgrade_says_nothing_more() {
+    let house = House::start().await;
+    for n in 0..20 {
+        let credentials = house.add_device(&format!("d{n}")).await;
+        // Welcomed or not: it is a race, and both are right. It ends in any case, and stores nothing.
+        let suspended = async {
+            tokio::time::sleep(Duration::from_millis(n % 10)).await;
+            house.db.registry.set_status(&credentials.id, Act::Suspend, None).await.unwrap();
+        };
+        let stream = dial(&house, Arc::new(tls(&house, Some(&credentials), TLS13))).await.unwrap();
+        let (upgraded, ()) = tokio::join!(Device::upgrade_on(stream, &credentials, UPGRADE), suspended);
+        match upgraded {
+            Ok(mut device) => assert_eq!(device.until_closed().await.0, Some(4004)),
+            Err(refusal) => assert!(refusal.to_string().contains("403"), "{refusal}"),
+        }
+    }
+    eventually("nobody is here", async || house.gateway.devices() == 0).await;
+}

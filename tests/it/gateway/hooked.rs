@@ -1,0 +1,186 @@
+//! A registry that a test can hold up, make fail and watch; everything else it hands on.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use doorward::config::Config;
+use doorward::registry::{
+    Act, Batch, DeviceDetail, DeviceFilter, DeviceSummary, Done, Fate, Fleet, MessageFilter, NewDevice, News,
+    Position, Presence, Record, Registry, RegistryError, Result, StoredMessage,
+};
+use doorward_pki::Fingerprint;
+use doorward_proto::ids::{DeviceId, FleetId};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+
+use crate::support::database::Database;
+use crate::support::house::{House, eventually};
+
+/// A place where calls wait while it is closed.
+pub(super) struct Gate {
+    closed: watch::Sender<bool>,
+    waiting: AtomicUsize,
+}
+
+impl Gate {
+    fn new() -> Self {
+        Self { closed: watch::Sender::new(false), waiting: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn close(&self) {
+        self.closed.send_replace(true);
+    }
+
+    pub(super) fn open(&self) {
+        self.closed.send_replace(false);
+    }
+
+    /// Waits until somebody waits.
+    pub(super) async fn reached(&self) {
+        eventually("a call that is held up", async || self.waiting.load(Ordering::SeqCst) > 0).await;
+    }
+
+    async fn pass(&self) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let _ = self.closed.subscribe().wait_for(|closed| !closed).await;
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// How writing fails.
+#[derive(Clone, Copy)]
+pub(super) enum Failure {
+    /// Nothing has happened.
+    Unavailable,
+    /// The commit happens, and its answer is lost.
+    UnknownAfterCommit,
+}
+
+pub(super) struct Hooked {
+    inner: Arc<dyn Registry>,
+    /// Look-ups wait here with their answer in hand: it may be old by the time they pass.
+    pub(super) look_ups: Gate,
+    pub(super) fail_look_ups: AtomicBool,
+    /// Writes wait here before they begin.
+    pub(super) writes: Gate,
+    pub(super) fail_writes: Mutex<Option<Failure>>,
+    /// Messages of each batch that was written.
+    pub(super) batches: Mutex<Vec<usize>>,
+    /// What each pruning of messages asked for and did.
+    pub(super) prunings: Mutex<Vec<(u32, u64)>>,
+}
+
+/// A house on SQLite whose gateway goes through a hooked registry.
+pub(super) async fn house(edit: impl FnOnce(&mut Config)) -> (House, Arc<Hooked>) {
+    house_on(Database::sqlite().await, edit).await
+}
+
+pub(super) async fn house_on(db: Database, edit: impl FnOnce(&mut Config)) -> (House, Arc<Hooked>) {
+    let hooked = Arc::new(Hooked {
+        inner: Arc::clone(&db.registry),
+        look_ups: Gate::new(),
+        fail_look_ups: AtomicBool::new(false),
+        writes: Gate::new(),
+        fail_writes: Mutex::new(None),
+        batches: Mutex::new(Vec::new()),
+        prunings: Mutex::new(Vec::new()),
+    });
+    let registry: Arc<dyn Registry> = Arc::clone(&hooked) as _;
+    (House::behind(db, registry, edit).await, hooked)
+}
+
+#[async_trait]
+impl Registry for Hooked {
+    async fn look_up(&self, certificate: &Fingerprint) -> Result<Option<Record>> {
+        let record = self.inner.look_up(certificate).await;
+        self.look_ups.pass().await;
+        if self.fail_look_ups.load(Ordering::SeqCst) {
+            return Err(RegistryError::Unavailable("the test says so".to_owned()));
+        }
+        record
+    }
+
+    async fn write(&self, batch: &Batch) -> Result<Vec<Fate>> {
+        self.writes.pass().await;
+        let failure = *self.fail_writes.lock().unwrap();
+        match failure {
+            None => {}
+            Some(Failure::Unavailable) => {
+                return Err(RegistryError::Unavailable("the test says so".to_owned()));
+            }
+            Some(Failure::UnknownAfterCommit) => {
+                self.inner.write(batch).await?;
+                return Err(RegistryError::Unknown("the test says so".to_owned()));
+            }
+        }
+        let fates = self.inner.write(batch).await?;
+        self.batches.lock().unwrap().push(batch.messages.len());
+        Ok(fates)
+    }
+
+    async fn prune_messages(&self, before: OffsetDateTime, limit: u32) -> Result<u64> {
+        let deleted = self.inner.prune_messages(before, limit).await?;
+        self.prunings.lock().unwrap().push((limit, deleted));
+        Ok(deleted)
+    }
+
+    async fn migrate(&self) -> Result<Done> {
+        self.inner.migrate().await
+    }
+    async fn check_schema(&self) -> Result<()> {
+        self.inner.check_schema().await
+    }
+    async fn position(&self) -> Result<Position> {
+        self.inner.position().await
+    }
+    async fn read_changes(&self, position: &mut Position) -> Result<News> {
+        self.inner.read_changes(position).await
+    }
+    async fn changed(&self, patience: Duration) -> Result<()> {
+        self.inner.changed(patience).await
+    }
+    async fn forget_sessions(&self, gateway: &str) -> Result<u64> {
+        self.inner.forget_sessions(gateway).await
+    }
+    async fn prune_history(&self, before: OffsetDateTime, limit: u32) -> Result<u64> {
+        self.inner.prune_history(before, limit).await
+    }
+    async fn add_fleet(&self, id: &FleetId, policy: &str) -> Result<()> {
+        self.inner.add_fleet(id, policy).await
+    }
+    async fn fleets(&self) -> Result<Vec<Fleet>> {
+        self.inner.fleets().await
+    }
+    async fn fleet(&self, id: &FleetId) -> Result<Option<Fleet>> {
+        self.inner.fleet(id).await
+    }
+    async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Done> {
+        self.inner.set_policy(id, policy).await
+    }
+    async fn add_devices(&self, devices: &[NewDevice]) -> Result<()> {
+        self.inner.add_devices(devices).await
+    }
+    async fn known(&self, ids: &[DeviceId]) -> Result<Vec<(DeviceId, Vec<Fingerprint>)>> {
+        self.inner.known(ids).await
+    }
+    async fn devices(&self, filter: &DeviceFilter) -> Result<Vec<DeviceSummary>> {
+        self.inner.devices(filter).await
+    }
+    async fn device(&self, id: &DeviceId) -> Result<Option<DeviceDetail>> {
+        self.inner.device(id).await
+    }
+    async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Done> {
+        self.inner.set_status(id, act, reason).await
+    }
+    async fn kick(&self, id: &DeviceId) -> Result<()> {
+        self.inner.kick(id).await
+    }
+    async fn sessions(&self, fresh: OffsetDateTime) -> Result<Vec<Presence>> {
+        self.inner.sessions(fresh).await
+    }
+    async fn messages(&self, filter: &MessageFilter) -> Result<Vec<StoredMessage>> {
+        self.inner.messages(filter).await
+    }
+}

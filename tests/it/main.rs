@@ -1,0 +1,9 @@
+//! The integration tests, one binary: a file for each promise, and what they share in `support`.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that fails says so by panicking")]
+
+mod cli;
+mod gateway;
+mod registry;
+mod support;
+mod tidy;
