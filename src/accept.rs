@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicI64};
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, info, warn};
 
 use crate::gateway::Gateway;
@@ -34,6 +35,9 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 const LINGER: Duration = Duration::from_secs(2);
 /// How often an admission asks again when the record changes under it.
 const MAX_LOOK_UPS: u32 = 8;
+/// How long a handshake's turn lasts. Computing it takes milliseconds: who needs longer does not read or does not answer,
+/// and goes on without keeping the others waiting.
+const TURN: Duration = Duration::from_secs(1);
 
 /// A device that has come through the door.
 pub(crate) struct Admitted {
@@ -43,6 +47,23 @@ pub(crate) struct Admitted {
     pub(crate) handle: Arc<Handle>,
     pub(crate) grant: Grant,
     pub(crate) peer: SocketAddr,
+    /// A drain waits as long as this is held.
+    pub(crate) stay: TaskTrackerToken,
+}
+
+/// A session's place in the table while its connection has not begun: given back where that never happens.
+struct Place<'a> {
+    gateway: &'a Gateway,
+    handle: Option<Arc<Handle>>,
+    stay: TaskTrackerToken,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(handle) = self.handle.take() {
+            self.gateway.sessions.leave(&handle);
+        }
+    }
 }
 
 /// Accepts until it is told to stop.
@@ -59,7 +80,8 @@ pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: Canc
         match accepted {
             Ok((tcp, peer)) => match Arc::clone(&gateway.connections).try_acquire_owned() {
                 Ok(permit) => {
-                    gateway.tasks.spawn(admit(Arc::clone(&gateway), tcp, peer, permit));
+                    // No drain waits for a stranger: only who has been let in is counted among `tasks`.
+                    tokio::spawn(admit(Arc::clone(&gateway), tcp, peer, permit));
                 }
                 Err(_) => {
                     gateway.counters.over_limit();
@@ -96,8 +118,7 @@ async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, permit: 
     let handshake = Box::pin(handshake(&gateway, tcp, peer, &id));
     match tokio::time::timeout(deadline, handshake).await {
         Ok(Some(admitted)) => {
-            let session = connection::run(Arc::clone(&gateway), admitted, permit);
-            gateway.tasks.spawn(session);
+            tokio::spawn(connection::run(Arc::clone(&gateway), admitted, permit));
         }
         Ok(None) => {}
         Err(_) => {
@@ -114,11 +135,22 @@ async fn handshake(
     peer: SocketAddr,
     id: &Arc<str>,
 ) -> Option<Admitted> {
+    // Who says nothing waits for no turn. An error here is the handshake's to report.
+    let _ = tcp.readable().await;
     let turn = gateway.handshakes.acquire().await.ok()?;
     // Small frames, answered at once: waiting to fill a segment would only add latency. A failure costs just that.
     let _ = tcp.set_nodelay(true);
     let acceptor = TlsAcceptor::from(gateway.tls.load_full());
-    let (accepted, subject) = tls::noting_subject(acceptor.accept(tcp)).await;
+    let (accepted, subject) = {
+        let mut accepting = std::pin::pin!(tls::noting_subject(acceptor.accept(tcp)));
+        match tokio::time::timeout(TURN, &mut accepting).await {
+            Ok(accepted) => accepted,
+            Err(_) => {
+                drop(turn);
+                accepting.await
+            }
+        }
+    };
     let mut stream: Stream = match accepted {
         Ok(stream) => Box::new(stream),
         Err(error) => {
@@ -127,18 +159,17 @@ async fn handshake(
             return None;
         }
     };
-    drop(turn);
     let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).cloned();
     // The verifier demands a certificate; none here would be a hole, not a guest.
     let leaf = leaf?;
     let admitted = match admit_request(gateway, &mut stream, peer, id, &leaf).await {
-        Ok(Some((wanted, rest, handle, grant))) => {
+        Ok(Some((wanted, rest, mut place, grant))) => {
             if let Err(error) = upgrade::accept(&mut stream, &wanted).await {
                 debug!(connection = %id, %peer, %error, "gone during the upgrade");
-                gateway.sessions.leave(&handle);
                 return None;
             }
-            return Some(Admitted { stream, rest, handle, grant, peer });
+            let handle = place.handle.take()?;
+            return Some(Admitted { stream, rest, handle, grant, peer, stay: place.stay.clone() });
         }
         Ok(None) => return None,
         Err(denied) => denied,
@@ -147,19 +178,20 @@ async fn handshake(
     None
 }
 
-type Admission = (upgrade::Wanted, Vec<u8>, Arc<Handle>, Grant);
+type Admission<'a> = (upgrade::Wanted, Vec<u8>, Place<'a>, Grant);
 
-async fn admit_request(
-    gateway: &Arc<Gateway>,
+async fn admit_request<'a>(
+    gateway: &'a Arc<Gateway>,
     stream: &mut Stream,
     peer: SocketAddr,
     id: &Arc<str>,
     der: &[u8],
-) -> Result<Option<Admission>, Denied> {
+) -> Result<Option<Admission<'a>>, Denied> {
     let mut rest = Vec::new();
     let head = upgrade::read_head(stream, &mut rest).await;
+    let draining = || Denied::new(Problem::Draining, "this gateway is going away; reconnect");
     if gateway.is_draining() {
-        return Err(Denied::new(Problem::Draining, "this gateway is going away; reconnect"));
+        return Err(draining());
     }
     let request = match head {
         Ok(request) => request,
@@ -199,15 +231,21 @@ async fn admit_request(
         let handle = Arc::new(Handle {
             id: Arc::clone(id),
             device: record.device,
-            fleet: record.fleet,
+            fleet: Mutex::new(record.fleet),
             certificate: fingerprint,
             key,
             mailbox: Mailbox::default(),
             heard_ms: AtomicI64::new(now.as_millis()),
             suspect: AtomicBool::new(false),
         });
+        let stay = gateway.tasks.token();
         if gateway.sessions.enter(watch, &handle) {
-            return Ok(wanted.map(|wanted| (wanted, rest, handle, grant)));
+            let place = Place { gateway, handle: Some(handle), stay };
+            // A drain that has begun meanwhile may have said its goodbyes already: this one would never hear it.
+            if gateway.is_draining() {
+                return Err(draining());
+            }
+            return Ok(wanted.map(|wanted| (wanted, rest, place, grant)));
         }
     }
     Err(Denied::new(Problem::Unavailable, "the device's record keeps changing; try again"))

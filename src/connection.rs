@@ -47,7 +47,7 @@ const RETRY_AFTER: u64 = 2;
 
 /// Runs a session to its end.
 pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: OwnedSemaphorePermit) {
-    let Admitted { stream, rest, handle, mut grant, peer } = admitted;
+    let Admitted { stream, rest, handle, mut grant, peer, stay } = admitted;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(WRITE_BUFFER)
@@ -94,7 +94,7 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: Owned
             connection.finish(ended).await;
         }
     }
-    drop(permit);
+    drop((permit, stay));
 }
 
 /// How a connection came to its end.
@@ -157,8 +157,17 @@ impl Connection {
         if let Some(ended) = ended {
             return Poll::Ready(ended);
         }
-        if let Poll::Ready(Err(error)) = self.write(cx) {
-            return Poll::Ready(broken(error));
+        loop {
+            if let Poll::Ready(Err(error)) = self.write(cx) {
+                return Poll::Ready(broken(error));
+            }
+            let delivered = self.deliver(now);
+            if let Some(ended) = self.perform(cx, now) {
+                return Poll::Ready(ended);
+            }
+            if !delivered {
+                break;
+            }
         }
         if self.poll_timer(cx, now) {
             // The session has something to say: around once more.
@@ -194,9 +203,6 @@ impl Connection {
         if let Some(grant) = mail.grant {
             self.session.update(*grant, now);
         }
-        for message in mail.deliveries {
-            self.session.deliver(&message, now);
-        }
         if let Some(ending) = mail.close {
             self.ending = Some(ending);
             if !ending.gently {
@@ -204,6 +210,16 @@ impl Connection {
                 self.session.end(ending.close, ending.retry_after, now);
             }
         }
+    }
+
+    /// Signs a message of its subscriptions if there is room for it, else it waits in the mailbox: a burst does not make a
+    /// slow reader of one that reads.
+    fn deliver(&mut self, now: Moment) -> bool {
+        if self.outgoing_bytes > self.gateway.config.limits.outgoing_bytes / 2 {
+            return false;
+        }
+        let message = self.handle.mailbox.next_delivery();
+        message.inspect(|message| self.session.deliver(message, now)).is_some()
     }
 
     /// Reads what the socket has, as long as there is room for it.

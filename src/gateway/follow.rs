@@ -103,6 +103,9 @@ async fn look(
 async fn judge_again(gateway: &Gateway, handle: &Handle) -> Result<(), crate::registry::RegistryError> {
     let record = gateway.registry.look_up(&handle.certificate).await?;
     let now = clock::now().wall;
+    if let Some(record) = &record {
+        handle.moved_to(&record.fleet);
+    }
     let judged = match &record {
         // The certificate's row is gone, or another device's: nothing lets this session be.
         None => Err(Close::Suspended),

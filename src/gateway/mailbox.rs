@@ -33,8 +33,6 @@ pub(crate) struct Mail {
     pub(crate) outcomes: Vec<Outcome>,
     /// What the device may do now: only the newest word counts.
     pub(crate) grant: Option<Box<Grant>>,
-    /// What its subscriptions brought.
-    pub(crate) deliveries: VecDeque<Arc<Message>>,
     /// The session ends. The first reason stands.
     pub(crate) close: Option<Ending>,
 }
@@ -60,19 +58,36 @@ impl Ending {
 /// A session's mailbox.
 #[derive(Debug, Default)]
 pub(crate) struct Mailbox {
-    mail: Mutex<Mail>,
+    inside: Mutex<Inside>,
     notify: Notify,
 }
 
+#[derive(Debug, Default)]
+struct Inside {
+    mail: Mail,
+    /// What its subscriptions brought, until the session has room for it.
+    deliveries: VecDeque<Arc<Message>>,
+}
+
 impl Mailbox {
-    fn lock(&self) -> MutexGuard<'_, Mail> {
+    fn lock(&self) -> MutexGuard<'_, Inside> {
         // Every change to the mail is one assignment or push: a panic elsewhere leaves it whole.
-        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everything that waits.
+    /// Everything that waits, but for what subscriptions brought.
     pub(crate) fn take(&self) -> Mail {
-        std::mem::take(&mut *self.lock())
+        std::mem::take(&mut self.lock().mail)
+    }
+
+    /// The next message of a subscription.
+    pub(crate) fn next_delivery(&self) -> Option<Arc<Message>> {
+        let mut inside = self.lock();
+        let message = inside.deliveries.pop_front();
+        if inside.deliveries.is_empty() {
+            inside.deliveries = VecDeque::new();
+        }
+        message
     }
 
     /// Returns when something may be waiting.
@@ -82,7 +97,7 @@ impl Mailbox {
 
     /// The fate of a publish. The session is woken by [`Mailbox::wake`], once for many.
     pub(crate) fn put_outcome(&self, outcome: Outcome) {
-        self.lock().outcomes.push(outcome);
+        self.lock().mail.outcomes.push(outcome);
     }
 
     /// Wakes the session.
@@ -92,29 +107,29 @@ impl Mailbox {
 
     /// What the device may do now.
     pub(crate) fn put_grant(&self, grant: Grant) {
-        self.lock().grant = Some(Box::new(grant));
+        self.lock().mail.grant = Some(Box::new(grant));
         self.wake();
     }
 
     /// A message of a subscription.
     pub(crate) fn put_delivery(&self, message: Arc<Message>) {
-        let mut mail = self.lock();
-        if mail.deliveries.len() < MAX_DELIVERIES {
-            mail.deliveries.push_back(message);
+        let mut inside = self.lock();
+        if inside.deliveries.len() < MAX_DELIVERIES {
+            inside.deliveries.push_back(message);
         } else {
-            mail.close.get_or_insert(Ending::now(Close::SlowReader));
+            inside.mail.close.get_or_insert(Ending::now(Close::SlowReader));
         }
-        drop(mail);
+        drop(inside);
         self.wake();
     }
 
     /// The end. A hard ending takes the place of a gentle one, otherwise the first stands.
     pub(crate) fn put_ending(&self, ending: Ending) {
-        let mut mail = self.lock();
-        if mail.close.is_none_or(|was| was.gently && !ending.gently) {
-            mail.close = Some(ending);
+        let mut inside = self.lock();
+        if inside.mail.close.is_none_or(|was| was.gently && !ending.gently) {
+            inside.mail.close = Some(ending);
         }
-        drop(mail);
+        drop(inside);
         self.wake();
     }
 }

@@ -21,8 +21,8 @@ pub(crate) struct Handle {
     pub(crate) id: Arc<str>,
     /// Whose.
     pub(crate) device: DeviceId,
-    /// In which fleet, when it was admitted.
-    pub(crate) fleet: FleetId,
+    /// In which fleet, when its record was last read.
+    pub(crate) fleet: Mutex<FleetId>,
     /// By which certificate.
     pub(crate) certificate: Fingerprint,
     /// The key version that the gateway was asked to sign with.
@@ -33,6 +33,17 @@ pub(crate) struct Handle {
     pub(crate) heard_ms: AtomicI64,
     /// The store refused it a message as not the device's newest session: it has to be judged again.
     pub(crate) suspect: AtomicBool,
+}
+
+impl Handle {
+    fn is_in(&self, fleet: &FleetId) -> bool {
+        *self.fleet.lock().unwrap_or_else(PoisonError::into_inner) == *fleet
+    }
+
+    /// The record has been read again.
+    pub(crate) fn moved_to(&self, fleet: &FleetId) {
+        fleet.clone_into(&mut self.fleet.lock().unwrap_or_else(PoisonError::into_inner));
+    }
 }
 
 #[derive(Debug, Default)]
@@ -144,7 +155,7 @@ impl Sessions {
 
     /// A fleet has changed. Its sessions, to be judged again; who is being admitted may belong to it.
     pub(crate) fn fleet_changed(&self, fleet: &FleetId) -> Vec<Arc<Handle>> {
-        let of_fleet = |handle: &Arc<Handle>| handle.fleet == *fleet;
+        let of_fleet = |handle: &Arc<Handle>| handle.is_in(fleet);
         self.lock().values().flat_map(changed).filter(of_fleet).collect()
     }
 
@@ -195,7 +206,7 @@ mod tests {
         Arc::new(Handle {
             id: id.into(),
             device: DeviceId::new(device).unwrap(),
-            fleet: FleetId::new("default").unwrap(),
+            fleet: Mutex::new(FleetId::new("default").unwrap()),
             certificate: Fingerprint::of(id.as_bytes()),
             key: None,
             mailbox: Mailbox::default(),

@@ -138,13 +138,14 @@ impl Sink {
     /// newer and stays.
     pub(super) fn put_back(&self, batch: crate::registry::Batch) {
         let mut queue = self.lock();
-        for claim in batch.claims {
-            queue.claims.entry(claim.device.clone()).or_insert(claim);
-        }
+        // Releases first: the claim that goes back beside one is of the session that ended, and must not hide its end.
         for (device, session) in batch.releases {
             if !queue.claims.contains_key(&device) {
                 queue.releases.entry(device).or_insert(session);
             }
+        }
+        for claim in batch.claims {
+            queue.claims.entry(claim.device.clone()).or_insert(claim);
         }
         let room = MAX_EVENTS.saturating_sub(queue.events.len());
         queue.events.extend(batch.events.into_iter().take(room));

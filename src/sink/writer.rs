@@ -19,6 +19,8 @@ use crate::registry::{Batch, Fate, NewMessage, Registry, RegistryError};
 
 /// Publishes of one transaction.
 const MAX_BATCH: usize = 1024;
+/// Messages for subscriptions before those who get them have a turn to send them on: far fewer than a mailbox holds.
+const MAX_DELIVERED: u32 = 64;
 /// Between tries of a transaction that failed.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -71,7 +73,7 @@ impl Writer {
                     if warned {
                         warn!("the store is back");
                     }
-                    self.tell(fates, std::mem::take(&mut batch.messages), waiting);
+                    self.tell(fates, std::mem::take(&mut batch.messages), waiting).await;
                     return true;
                 }
                 Err(error) => error,
@@ -105,7 +107,7 @@ impl Writer {
         }
     }
 
-    fn tell(&self, fates: Vec<Fate>, messages: Vec<NewMessage>, waiting: Vec<Waiting>) {
+    async fn tell(&self, fates: Vec<Fate>, messages: Vec<NewMessage>, waiting: Vec<Waiting>) {
         let mut woken: Option<Arc<Handle>> = None;
         let mut wake = |session: Option<Arc<Handle>>| {
             if let Some(last) = std::mem::replace(&mut woken, session) {
@@ -115,6 +117,7 @@ impl Writer {
         let mut last: Option<Arc<Handle>> = None;
         let deliver = !self.routes.is_empty();
         let mut suspect = false;
+        let mut delivered = 0;
         for ((fate, message), Waiting { receipt, session, .. }) in
             fates.into_iter().zip(messages).zip(waiting)
         {
@@ -129,10 +132,15 @@ impl Writer {
             };
             if deliver && fate == Fate::Stored {
                 self.deliver(message);
+                delivered += 1;
             }
             session.mailbox.put_outcome(outcome);
             if !last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &session)) {
                 wake(last.replace(session));
+            }
+            if delivered == MAX_DELIVERED {
+                delivered = 0;
+                tokio::task::yield_now().await;
             }
         }
         wake(last);

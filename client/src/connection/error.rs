@@ -101,9 +101,9 @@ impl fmt::Display for RefusedUpgrade {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the gateway refused the connection with {}", self.status)?;
         if let Some(problem) = &self.problem {
-            write!(f, " ({}): {}", problem.word(), problem.detail.escape_debug())?;
+            write!(f, " ({}): {}", OneLine(problem.word()), OneLine(&problem.detail))?;
             if !problem.instance.is_empty() {
-                write!(f, " [{}]", problem.instance.escape_debug())?;
+                write!(f, " [{}]", OneLine(&problem.instance))?;
             }
         }
         Ok(())
@@ -111,6 +111,18 @@ impl fmt::Display for RefusedUpgrade {
 }
 
 impl std::error::Error for RefusedUpgrade {}
+
+/// The gateway's words as they are, control characters escaped: they must not forge a line of a log.
+struct OneLine<'a>(&'a str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write as _;
+        self.0.chars().try_for_each(|c| {
+            if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) }
+        })
+    }
+}
 
 impl RefusedUpgrade {
     /// Whether a device stops for good: its device is revoked. No other refusal is final.
@@ -202,5 +214,25 @@ impl Ended {
             Self::Closed { close } => Some(*close),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_one_line() {
+        let problem = Problem {
+            kind: "urn:doorward:problem:device-suspended".to_owned(),
+            detail: "device 'a' is suspended\nERROR forged".to_owned(),
+            ..Problem::default()
+        };
+        let refused = RefusedUpgrade { status: 403, problem: Some(problem), retry_after: None };
+        assert_eq!(
+            refused.to_string(),
+            "the gateway refused the connection with 403 (device-suspended): device 'a' is suspended\\nERROR forged"
+        );
+        assert!(!refused.is_final());
     }
 }

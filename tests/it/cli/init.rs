@@ -168,7 +168,7 @@ fn the_hosts_stand_in_certificate_and_url() {
     let bundle = desk.run("device add press-7 --json").json();
     let file = fs::read_to_string(desk.path(bundle["bundle"].as_str().unwrap()).join("device.json")).unwrap();
     assert!(file.contains("wss://gate.example.com:8443/v1/device"), "{file}");
-    for bad in ["bad host", "höst", "-x", "a..b", ""] {
+    for bad in ["bad host", "höst", "a..b", ""] {
         Desk::empty().run(["init", "--host", bad]).fails(2, &["--host"]);
     }
 }

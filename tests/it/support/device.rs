@@ -244,12 +244,24 @@ impl Device {
             return match frame {
                 Some(Ok(Message::Text(text))) => Heard::Message(self.verify(&text)),
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
-                Some(Ok(Message::Close(frame))) => Heard::Closed(frame.map(|frame| frame.code.into())),
+                Some(Ok(Message::Close(frame))) => {
+                    self.hang_up().await;
+                    Heard::Closed(frame.map(|frame| frame.code.into()))
+                }
                 Some(Ok(other)) => panic!("the gateway sends text alone, and this is {other:?}"),
                 Some(Err(WsError::ConnectionClosed | WsError::AlreadyClosed)) | None => Heard::Closed(None),
                 Some(Err(error)) => panic!("the connection broke: {error}"),
             };
         }
+    }
+
+    /// Answers a close and closes, as RFC 6455 §7.1.1 wants it.
+    async fn hang_up(&mut self) {
+        let goodbye = async {
+            while let Some(Ok(_)) = self.ws.next().await {}
+            let _ = self.ws.get_mut().shutdown().await;
+        };
+        within("the end of the connection", goodbye).await;
     }
 
     /// Whether nothing comes for a while.

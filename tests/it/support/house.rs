@@ -100,10 +100,6 @@ impl Credentials {
     pub(crate) fn signer(&self) -> Key {
         Key::new(KeyVersion::FIRST, &self.hmac)
     }
-
-    pub(crate) fn fingerprint(&self) -> Fingerprint {
-        Fingerprint::of(&self.chain[0])
-    }
 }
 
 impl House {
@@ -250,18 +246,18 @@ fn serial() -> Serial {
     Serial::from_random(entropy::random().unwrap())
 }
 
-/// A root and the issuing CA below it.
-pub(crate) fn authorities() -> (Authority, Authority) {
+/// A root and the issuing CA of a name below it. A house's own is called `Test issuing CA`.
+pub(crate) fn authorities(issuing: &str) -> (Authority, Authority) {
     let now = clock::utc();
     let root = Authority::root("Test root CA", entropy::key_pair().unwrap(), serial(), now).unwrap();
-    let issuing = root.issuing("Test issuing CA", entropy::key_pair().unwrap(), serial(), now).unwrap();
+    let issuing = root.issuing(issuing, entropy::key_pair().unwrap(), serial(), now).unwrap();
     (root, issuing)
 }
 
 fn make_pki(home: &Home) -> (Authority, Authority) {
     home::make_folder(&home.path().join("pki")).unwrap();
     home::make_folder(&home.state()).unwrap();
-    let (root, issuing) = authorities();
+    let (root, issuing) = authorities("Test issuing CA");
     let key = entropy::key_pair().unwrap();
     let hosts: Vec<Host> = ["localhost", "127.0.0.1"].map(|host| host.parse().unwrap()).into();
     let lifetime = profile::GATEWAY.lifetime;
