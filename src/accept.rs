@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use doorward_pki::identity::{Fingerprint, Leaf, display_subject};

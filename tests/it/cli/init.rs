@@ -132,7 +132,7 @@ fn killed_at_any_moment_it_can_be_repeated() {
     for _ in 0..12 {
         let desk = Desk::empty();
         let mut child = desk.command("init").spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(fastrand::u64(0..60)));
+        std::thread::sleep(Duration::from_millis(fastrand::u64(0..120)));
         let _ = child.kill();
         child.wait().unwrap();
         let before = contents(&desk);

@@ -178,7 +178,10 @@ async fn a_newer_proven_session_takes_over() {
     assert_eq!(older.closed_with_bye(4009).await, json!(60));
     let seq = newer.publish("m1", json!(1)).await;
     newer.acked(seq).await;
-    eventually("the epoch", async || house.db.number("SELECT coalesce(max(epoch), 0) FROM presence").await == 2).await;
+    eventually("the epoch", async || {
+        house.db.number("SELECT coalesce(max(epoch), 0) FROM presence").await == 2
+    })
+    .await;
 }
 
 #[tokio::test]

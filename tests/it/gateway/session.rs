@@ -187,7 +187,10 @@ async fn unproven(db: Database) {
     let house = House::on(db, |config| config.limits.strikes = 100).await;
     let credentials = house.add_device("press-7").await;
     let mut proven = Device::prove(&house, &credentials).await;
-    eventually("presence", async || house.db.number("SELECT coalesce(max(epoch), 0) FROM presence").await == 1).await;
+    eventually("presence", async || {
+        house.db.number("SELECT coalesce(max(epoch), 0) FROM presence").await == 1
+    })
+    .await;
     let session = "SELECT count(*) FROM presence WHERE epoch = 1 AND session IS NOT NULL";
 
     // Same certificate, no key: what a thief of the certificate alone gets.
