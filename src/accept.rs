@@ -135,8 +135,9 @@ async fn handshake(
     peer: SocketAddr,
     id: &Arc<str>,
 ) -> Option<Admitted> {
-    // Who says nothing waits for no turn. An error here is the handshake's to report.
-    let _ = tcp.readable().await;
+    // Who says nothing gets no turn: `readable` may be true of a silent peer, a byte to peek at may not. An error here is
+    // the handshake's to report.
+    let _ = tcp.peek(&mut [0]).await;
     let turn = gateway.handshakes.acquire().await.ok()?;
     // Small frames, answered at once: waiting to fill a segment would only add latency. A failure costs just that.
     let _ = tcp.set_nodelay(true);
