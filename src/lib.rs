@@ -1,7 +1,7 @@
 //! Doorward: the gateway that lets a fleet of IoT devices in, and nobody else.
 //!
-//! A byte enters at [`accept`], and passes one check a room: `tls`, [`identity`], [`upgrade`], [`connection`] with the
-//! session core of `doorward-proto`, and leaves through [`sink`] as a stored message, or through [`route`] to those who
+//! A byte enters at `accept`, and passes one check a room: `tls`, `identity`, `upgrade`, `connection` with the
+//! session core of `doorward-proto`, and leaves through `sink` as a stored message, or through `route` to those who
 //! subscribed. ARCHITECTURE.md is the map.
 
 mod accept;
