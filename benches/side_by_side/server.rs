@@ -1,0 +1,157 @@
+//! The servers under measurement: each a process, on a core of its own where there are two.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tokio::sync::oneshot;
+
+/// The program as `cargo bench` has built it.
+const DOORWARD: &str = env!("CARGO_BIN_EXE_doorward");
+/// Linux counts a process's CPU time for `/proc` in these, whatever its own tick (proc(5), `USER_HZ`).
+const TICKS_PER_SECOND: f64 = 100.0;
+/// A server that does not listen by then does not come up.
+const UP_WITHIN: Duration = Duration::from_secs(20);
+
+/// Whether servers and driver have cores of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cores {
+    /// The servers on the first, the driver on the second.
+    Apart,
+    /// There is one core, or no `taskset`.
+    Shared,
+}
+
+impl Cores {
+    pub(crate) fn find() -> Self {
+        let two = std::thread::available_parallelism().is_ok_and(|cores| cores.get() >= 2);
+        let taskset = Command::new("taskset").arg("--version").output().is_ok();
+        if two && taskset { Self::Apart } else { Self::Shared }
+    }
+
+    /// Puts this process on the driver's core; for a process that has one thread yet.
+    pub(crate) fn take_the_drivers(self) -> Result<()> {
+        if self == Self::Apart {
+            let this = std::process::id().to_string();
+            let output = Command::new("taskset").args(["-pc", "1", &this]).output()?;
+            ensure!(output.status.success(), "taskset: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    }
+
+    fn command(self, program: &Path) -> Command {
+        match self {
+            Self::Shared => Command::new(program),
+            Self::Apart => {
+                let mut command = Command::new("taskset");
+                command.args(["-c", "0"]).arg(program);
+                command
+            }
+        }
+    }
+}
+
+/// A process; dropped, it is killed.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A running server.
+pub(crate) struct Server {
+    // Held for its drop.
+    _running: Running,
+    pid: u32,
+    gateway: bool,
+    /// Where devices connect to.
+    pub(crate) url: String,
+}
+
+/// The operator's program, unpinned.
+pub(crate) fn doorward(home: &Path) -> Command {
+    let mut command = Command::new(DOORWARD);
+    command.arg("--home").arg(home).env_remove("DATABASE_URL");
+    command
+}
+
+/// A home whose limits are out of the way: a device's rate is not what is measured.
+pub(crate) fn prepare(home: &Path) -> Result<()> {
+    let output = doorward(home).arg("init").output()?;
+    ensure!(output.status.success(), "init: {}", String::from_utf8_lossy(&output.stderr));
+    let file = home.join("config.toml");
+    let mut config = std::fs::read_to_string(&file)?;
+    for (default, wanted) in [
+        ("rate_per_second = 100\n", "rate_per_second = 100000\n"),
+        ("rate_burst = 1000\n", "rate_burst = 100000\n"),
+    ] {
+        ensure!(config.contains(default), "config.toml has no {default}");
+        config = config.replace(default, wanted);
+    }
+    Ok(std::fs::write(file, config)?)
+}
+
+impl Server {
+    pub(crate) async fn gateway(home: &Path, cores: Cores) -> Result<Self> {
+        let mut command = cores.command(Path::new(DOORWARD));
+        command.arg("--home").arg(home).args(["gateway", "run", "--listen", "127.0.0.1:0"]);
+        // Its log lines are part of its work, their reading is not.
+        command.env_remove("DATABASE_URL").env("DOORWARD_LOG", "info");
+        Self::start(command, true).await
+    }
+
+    pub(crate) async fn bare(home: &Path, cores: Cores) -> Result<Self> {
+        let mut command = cores.command(&std::env::current_exe()?);
+        command.arg("--bare").arg(home);
+        Self::start(command, false).await
+    }
+
+    async fn start(mut command: Command, gateway: bool) -> Result<Self> {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        let mut running = Running(child);
+        let stderr = running.0.stderr.take().context("standard error")?;
+        let (tell, told) = oneshot::channel();
+        // A pipe that nobody reads would stop the server when it is full.
+        std::thread::spawn(move || {
+            let mut tell = Some(tell);
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if let Some(address) = line.strip_prefix("listening on ")
+                    && let Some(tell) = tell.take()
+                {
+                    let _ = tell.send(address.to_owned());
+                }
+            }
+        });
+        let told = tokio::time::timeout(UP_WITHIN, told).await.context("a server does not come up")?;
+        let address = told.context("a server ended before it listened")?;
+        let port = address.rsplit_once(':').context("a port")?.1;
+        let url = format!("wss://localhost:{port}/v1/device");
+        Ok(Self { pid: running.0.id(), _running: running, gateway, url })
+    }
+
+    pub(crate) fn is_gateway(&self) -> bool {
+        self.gateway
+    }
+
+    /// CPU time so far, user and system, of all its threads, in µs.
+    pub(crate) fn cpu_us(&self) -> Result<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
+        // The second field is a name in parentheses and may hold anything: what follows it is counted from its end.
+        let fields = stat.rsplit_once(')').context("stat")?.1;
+        let times: Vec<f64> =
+            fields.split_whitespace().skip(11).take(2).map_while(|n| n.parse().ok()).collect();
+        ensure!(times.len() == 2, "no CPU times in stat");
+        Ok(times.iter().sum::<f64>() * 1e6 / TICKS_PER_SECOND)
+    }
+
+    pub(crate) fn resident_kib(&self) -> Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+        Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+    }
+}
