@@ -26,8 +26,6 @@ if ! cmp -s examples/python/requirements.txt "$venv/requirements.txt"; then
     "$venv/bin/pip" install -q --disable-pip-version-check -r examples/python/requirements.txt
     cp examples/python/requirements.txt "$venv/"
 fi
-DOORWARD_TEST_PYTHON=$PWD/$venv/bin/python
-export DOORWARD_TEST_PYTHON
 
 # Thousands of descriptors, where they are to be had.
 ulimit -n "$(ulimit -Hn)" || true

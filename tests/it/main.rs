@@ -7,3 +7,4 @@ mod gateway;
 mod registry;
 mod support;
 mod tidy;
+mod whole;

@@ -4,3 +4,4 @@ pub(crate) mod command;
 pub(crate) mod database;
 pub(crate) mod device;
 pub(crate) mod house;
+pub(crate) mod running;

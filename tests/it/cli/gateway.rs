@@ -1,48 +1,22 @@
 //! `gateway run` as a service manager sees it.
 
-use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
-use std::process::Child;
-use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::support::command::{Desk, Ran, signal};
+use crate::support::command::{Desk, Ran};
 use crate::support::database::Database;
+use crate::support::running::Running;
 
 use super::on_both;
 
-/// Starts it on a free port; its address, and the rest of what it says once it has ended.
-fn start(desk: &Desk) -> (Child, String, mpsc::Receiver<String>) {
-    let mut child = desk.command("gateway run --listen 127.0.0.1:0").spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap());
-    let mut said = String::new();
-    let address = loop {
-        let mut line = String::new();
-        assert_ne!(lines.read_line(&mut line).unwrap(), 0, "it ended: {said}");
-        if let Some(address) = line.trim().strip_prefix("listening on ") {
-            break address.to_owned();
-        }
-        said.push_str(&line);
-    };
-    let (sender, rest) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut text = String::new();
-        let _ = lines.read_to_string(&mut text);
-        let _ = sender.send(text);
-    });
-    (child, address, rest)
-}
-
 async fn it_listens_and_drains(_: Database, desk: Desk) {
     for name in ["TERM", "INT"] {
-        let (child, address, rest) = start(&desk);
+        let gateway = Running::start(&desk);
+        let address = gateway.address.clone();
         TcpStream::connect(&address).unwrap();
-        signal(&child, "HUP");
+        gateway.signal("HUP");
         std::thread::sleep(Duration::from_millis(100));
-        signal(&child, name);
-        let ended = Ran::ended(child).done();
-        assert_eq!(ended.out, "");
-        let words = rest.recv().unwrap();
+        let words = gateway.ended_by(name);
         assert!(words.contains("certificates read again") && words.contains("drained"), "{words}");
         assert!(!words.contains('\u{1b}'), "no colours where nobody sees them: {words}");
         assert!(TcpStream::connect(&address).is_err());
@@ -54,16 +28,14 @@ on_both!(it_listens_and_drains);
 #[test]
 fn certificates_that_are_broken_at_a_hangup_are_not_taken() {
     let desk = Desk::new();
-    let (child, address, rest) = start(&desk);
+    let gateway = Running::start(&desk);
     let certificate = std::fs::read(desk.home("pki/gateway.crt")).unwrap();
     std::fs::write(desk.home("pki/gateway.crt"), "junk").unwrap();
-    signal(&child, "HUP");
+    gateway.signal("HUP");
     std::thread::sleep(Duration::from_millis(100));
-    TcpStream::connect(&address).unwrap();
+    TcpStream::connect(&gateway.address).unwrap();
     std::fs::write(desk.home("pki/gateway.crt"), certificate).unwrap();
-    signal(&child, "TERM");
-    Ran::ended(child).done();
-    let words = rest.recv().unwrap();
+    let words = gateway.ended_by("TERM");
     assert!(
         words.contains("the certificates stand as they were") && words.contains("gateway.crt"),
         "{words}"
