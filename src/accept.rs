@@ -117,10 +117,12 @@ async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, permit: 
     // Boxed and dropped here: a session does not keep its handshake's state.
     let handshake = Box::pin(handshake(&gateway, tcp, peer, &id));
     match tokio::time::timeout(deadline, handshake).await {
-        Ok(Some(admitted)) => {
-            tokio::spawn(connection::run(Arc::clone(&gateway), admitted, permit));
+        Ok(Outcome::Admitted(admitted)) => {
+            tokio::spawn(connection::run(Arc::clone(&gateway), *admitted, permit));
         }
-        Ok(None) => {}
+        // Beyond the deadline, which has been kept: the refusal is this connection's one verdict.
+        Ok(Outcome::Refused(refused)) => refuse(&gateway, *refused, peer, &id).await,
+        Ok(Outcome::Over) => {}
         Err(_) => {
             gateway.counters.handshake_timeout();
             info!(connection = %id, %peer, reason = "timeout", "refused: not through the handshake in time");
@@ -128,28 +130,38 @@ async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, permit: 
     }
 }
 
-/// TLS, identity, upgrade. What fails has been answered, counted and logged when it returns `None`.
-async fn handshake(
-    gateway: &Arc<Gateway>,
-    tcp: TcpStream,
-    peer: SocketAddr,
-    id: &Arc<str>,
-) -> Option<Admitted> {
+/// What a handshake comes to.
+enum Outcome {
+    Admitted(Box<Admitted>),
+    /// To be answered.
+    Refused(Box<Refused>),
+    /// Nobody is there to be answered; counted and logged.
+    Over,
+}
+
+struct Refused {
+    stream: Stream,
+    subject: String,
+    denied: Denied,
+}
+
+/// TLS, identity, upgrade.
+async fn handshake(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, id: &Arc<str>) -> Outcome {
     // Who says nothing gets no turn: `readable` may be true of a silent peer, a byte to peek at may not. An error here is
     // the handshake's to report.
     let _ = tcp.peek(&mut [0]).await;
-    let turn = gateway.handshakes.acquire().await.ok()?;
+    let Ok(turn) = gateway.handshakes.acquire().await else { return Outcome::Over };
     // Small frames, answered at once: waiting to fill a segment would only add latency. A failure costs just that.
     let _ = tcp.set_nodelay(true);
     let acceptor = TlsAcceptor::from(gateway.tls.load_full());
     let (accepted, subject) = {
         let mut accepting = std::pin::pin!(tls::noting_subject(acceptor.accept(tcp)));
-        match tokio::time::timeout(TURN, &mut accepting).await {
+        let in_turn = tokio::time::timeout(TURN, &mut accepting).await;
+        // Over with the last computation: what comes now waits for the peer and for the registry.
+        drop(turn);
+        match in_turn {
             Ok(accepted) => accepted,
-            Err(_) => {
-                drop(turn);
-                accepting.await
-            }
+            Err(_) => accepting.await,
         }
     };
     let mut stream: Stream = match accepted {
@@ -157,26 +169,27 @@ async fn handshake(
         Err(error) => {
             gateway.counters.tls_refused();
             info!(connection = %id, %peer, subject = subject.as_deref().unwrap_or("-"), reason = %error, "refused in TLS");
-            return None;
+            return Outcome::Over;
         }
     };
     let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).cloned();
     // The verifier demands a certificate; none here would be a hole, not a guest.
-    let leaf = leaf?;
-    let admitted = match admit_request(gateway, &mut stream, peer, id, &leaf).await {
+    let Some(leaf) = leaf else { return Outcome::Over };
+    match admit_request(gateway, &mut stream, peer, id, &leaf).await {
         Ok(Some((wanted, rest, mut place, grant))) => {
             if let Err(error) = upgrade::accept(&mut stream, &wanted).await {
                 debug!(connection = %id, %peer, %error, "gone during the upgrade");
-                return None;
+                return Outcome::Over;
             }
-            let handle = place.handle.take()?;
-            return Some(Admitted { stream, rest, handle, grant, peer, stay: place.stay.clone() });
+            let Some(handle) = place.handle.take() else { return Outcome::Over };
+            let stay = place.stay.clone();
+            Outcome::Admitted(Box::new(Admitted { stream, rest, handle, grant, peer, stay }))
         }
-        Ok(None) => return None,
-        Err(denied) => denied,
-    };
-    refuse(gateway, stream, peer, id, &display_subject(&leaf), &admitted).await;
-    None
+        Ok(None) => Outcome::Over,
+        Err(denied) => {
+            Outcome::Refused(Box::new(Refused { stream, subject: display_subject(&leaf), denied }))
+        }
+    }
 }
 
 type Admission<'a> = (upgrade::Wanted, Vec<u8>, Place<'a>, Grant);
@@ -252,14 +265,8 @@ async fn admit_request<'a>(
     Err(Denied::new(Problem::Unavailable, "the device's record keeps changing; try again"))
 }
 
-async fn refuse(
-    gateway: &Gateway,
-    mut stream: Stream,
-    peer: SocketAddr,
-    id: &str,
-    subject: &str,
-    denied: &Denied,
-) {
+async fn refuse(gateway: &Gateway, refused: Refused, peer: SocketAddr, id: &str) {
+    let Refused { mut stream, subject, denied } = refused;
     let problem = denied.problem;
     gateway.counters.refused(problem);
     info!(
@@ -271,7 +278,7 @@ async fn refuse(
         _ => None,
     };
     let answer = async {
-        upgrade::refuse(&mut stream, denied, id, retry_after).await?;
+        upgrade::refuse(&mut stream, &denied, id, retry_after).await?;
         stream.shutdown().await?;
         // Closing with unread bytes would reset the connection under the answer.
         let mut unread = [0; 512];

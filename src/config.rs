@@ -7,9 +7,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use doorward_client::target::Target;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use toml::de::{DeTable, DeValue};
 
 use crate::home::Home;
+use crate::registry::DatabaseUrl;
 
 pub use show::{Setting, Source, settings};
 
@@ -36,7 +39,7 @@ pub enum ConfigError {
         reason: String,
     },
     /// A value that cannot work.
-    #[error("{path}: {key} = {value}: {reason}")]
+    #[error("{path}{}: {key} is {value}: {reason}", line.map(|line| format!(", line {line}")).unwrap_or_default())]
     Value {
         /// The file.
         path: PathBuf,
@@ -45,7 +48,9 @@ pub enum ConfigError {
         /// What it says.
         value: String,
         /// What it must be.
-        reason: &'static str,
+        reason: String,
+        /// Where it stands, counted from 1; a value that is left out has its default, and may not go with the others.
+        line: Option<usize>,
     },
 }
 
@@ -99,7 +104,7 @@ pub struct TlsSection {
     pub certificate: PathBuf,
     /// Its key.
     pub key: PathBuf,
-    /// The CAs that sign devices: each signs them directly.
+    /// The CAs that sign devices, or a root above them.
     pub device_cas: Vec<PathBuf>,
     /// `1.3`, or `1.2` for devices that know nothing newer.
     pub min_version: TlsVersion,
@@ -162,7 +167,7 @@ pub struct SessionSection {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MessagesSection {
-    /// How long stored messages, changes and events are kept.
+    /// How long stored messages are kept; changes and events at least a week.
     pub keep: Span,
 }
 
@@ -268,44 +273,64 @@ impl Config {
             path: path.to_owned(),
             reason: error.to_string().trim_end().to_owned(),
         })?;
-        config.check(path)?;
+        config.check().map_err(|Wrong { key, value, reason }| {
+            let line = line_of(text, key);
+            ConfigError::Value { path: path.to_owned(), key, value, reason, line }
+        })?;
         Ok(config)
     }
 
-    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+    fn check(&self) -> Result<(), Wrong> {
         let limits = &self.limits;
-        let no = |key, value: String, reason| {
-            Err(ConfigError::Value { path: path.to_owned(), key, value, reason })
-        };
+        let no = |key, value: String, reason: &str| Err(Wrong { key, value, reason: reason.to_owned() });
         let name = &self.gateway.name;
         if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
             return no("gateway.name", format!("{name:?}"), "a name of 1 to 64 characters is needed");
         }
         for (key, value, least, most, reason) in [
-            ("limits.connections", limits.connections, 1, 1 << 20, "1 to 1048576"),
-            ("limits.handshakes", limits.handshakes, 1, 1 << 16, "1 to 65536"),
-            ("limits.message_bytes", limits.message_bytes, 1024, 16 << 20, "1024 to 16777216 bytes"),
-            ("limits.undecided", limits.undecided, 1, 1 << 16, "1 to 65536"),
-            ("limits.store_queue", limits.store_queue, 1, 1 << 20, "1 to 1048576"),
-            ("limits.subscriptions", limits.subscriptions, 0, 1024, "0 to 1024"),
-            ("limits.outgoing_bytes", limits.outgoing_bytes, 4096, 64 << 20, "4096 to 67108864 bytes"),
-            ("limits.strikes", limits.strikes, 1, 1000, "1 to 1000"),
-            ("limits.rate_per_second", limits.rate_per_second as usize, 1, 1_000_000, "1 to 1000000"),
-            ("limits.rate_burst", limits.rate_burst as usize, 1, 1_000_000, "1 to 1000000"),
+            ("limits.connections", limits.connections, 1, 1 << 20, "it must be 1 to 1048576"),
+            ("limits.handshakes", limits.handshakes, 1, 1 << 16, "it must be 1 to 65536"),
+            (
+                "limits.message_bytes",
+                limits.message_bytes,
+                1024,
+                16 << 20,
+                "it must be 1024 to 16777216 bytes",
+            ),
+            ("limits.undecided", limits.undecided, 1, 1 << 16, "it must be 1 to 65536"),
+            ("limits.store_queue", limits.store_queue, 1, 1 << 20, "it must be 1 to 1048576"),
+            ("limits.subscriptions", limits.subscriptions, 0, 1024, "it must be 0 to 1024"),
+            (
+                "limits.outgoing_bytes",
+                limits.outgoing_bytes,
+                4096,
+                64 << 20,
+                "it must be 4096 to 67108864 bytes",
+            ),
+            ("limits.strikes", limits.strikes, 1, 1000, "it must be 1 to 1000"),
+            (
+                "limits.rate_per_second",
+                limits.rate_per_second as usize,
+                1,
+                1_000_000,
+                "it must be 1 to 1000000",
+            ),
+            ("limits.rate_burst", limits.rate_burst as usize, 1, 1_000_000, "it must be 1 to 1000000"),
         ] {
             if !(least..=most).contains(&value) {
                 return no(key, value.to_string(), reason);
             }
         }
         for (key, Span(value), least, most, reason) in [
-            ("limits.handshake_timeout", limits.handshake_timeout, 1, 300, "1s to 5m"),
-            ("limits.strike_window", limits.strike_window, 1, 3600, "1s to 1h"),
-            ("session.heartbeat", self.session.heartbeat, 1, 3600, "1s to 1h"),
-            ("session.max_skew", self.session.max_skew, 1, 3600, "1s to 1h"),
-            ("session.proof_within", self.session.proof_within, 1, 300, "1s to 5m"),
-            ("gateway.drain", self.gateway.drain, 1, 600, "1s to 10m"),
+            ("limits.handshake_timeout", limits.handshake_timeout, 1, 300, "it must be 1s to 5m"),
+            ("limits.strike_window", limits.strike_window, 1, 3600, "it must be 1s to 1h"),
+            ("session.heartbeat", self.session.heartbeat, 1, 3600, "it must be 1s to 1h"),
+            // Four times what the registry may take to answer: an honest message must not grow stale in a queue.
+            ("session.max_skew", self.session.max_skew, 20, 3600, "it must be 20s to 1h"),
+            ("session.proof_within", self.session.proof_within, 1, 300, "it must be 1s to 5m"),
+            ("gateway.drain", self.gateway.drain, 1, 600, "it must be 1s to 10m"),
             // A message's id is remembered as long as the message: the dedupe window of the protocol.
-            ("messages.keep", self.messages.keep, 600, 36_500 * 86_400, "at least 10m"),
+            ("messages.keep", self.messages.keep, 600, 36_500 * 86_400, "it must be at least 10m"),
         ] {
             if !(Duration::from_secs(least)..=Duration::from_secs(most)).contains(&value) {
                 return no(key, humantime::format_duration(value).to_string(), reason);
@@ -314,12 +339,44 @@ impl Config {
         if self.tls.device_cas.is_empty() {
             return no("tls.device_cas", "[]".to_owned(), "without a device CA nobody could be let in");
         }
-        let rest = self.gateway.url.strip_prefix("wss://").unwrap_or_default();
-        if rest.split('/').next().is_none_or(str::is_empty) || !rest.ends_with(doorward_proto::PATH) {
-            return no("gateway.url", self.gateway.url.clone(), "wss://HOST:PORT/v1/device is needed");
+        if limits.outgoing_bytes < 2 * limits.message_bytes {
+            let reason = "it must be at least twice limits.message_bytes: a message grows by a third on its way to a subscriber";
+            return no("limits.outgoing_bytes", limits.outgoing_bytes.to_string(), reason);
+        }
+        if !self.database.url.is_empty()
+            && let Err(error) = DatabaseUrl::parse(&self.database.url)
+        {
+            // The error says what is wrong with it and leaves its password out.
+            return no("database.url", "not a database's URL".to_owned(), &error.to_string());
+        }
+        if let Err(error) = Target::parse(&self.gateway.url) {
+            return no("gateway.url", format!("{:?}", self.gateway.url), &error.to_string());
+        }
+        if !self.gateway.url.ends_with(doorward_proto::PATH) {
+            return no(
+                "gateway.url",
+                format!("{:?}", self.gateway.url),
+                "wss://HOST:PORT/v1/device is needed",
+            );
         }
         Ok(())
     }
+}
+
+/// A value that cannot work.
+struct Wrong {
+    key: &'static str,
+    value: String,
+    reason: String,
+}
+
+/// The line of a dotted key, counted from 1.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let (section, name) = key.split_once('.')?;
+    let table = DeTable::parse(text).ok()?;
+    let DeValue::Table(section) = table.get_ref().get(section)?.get_ref() else { return None };
+    let (found, _) = section.iter().find(|(found, _)| *found.get_ref() == name)?;
+    Some(text.get(..found.span().start)?.matches('\n').count() + 1)
 }
 
 #[cfg(test)]
@@ -348,13 +405,20 @@ mod tests {
     #[test]
     fn a_value_that_cannot_work_is_named() {
         for (text, words) in [
-            ("[limits]\nconnections = 0", "limits.connections = 0: 1 to 1048576"),
-            ("[session]\nheartbeat = \"1ms\"", "session.heartbeat = 1ms: 1s to 1h"),
+            ("[limits]\nconnections = 0", "line 2: limits.connections is 0: it must be 1 to 1048576"),
+            (
+                "# x\n[limits]\nmessage_bytes = 300000",
+                "limits.outgoing_bytes is 262144: it must be at least twice",
+            ),
+            ("[session]\n\nmax_skew = \"5s\"", "line 3: session.max_skew is 5s: it must be 20s to 1h"),
+            ("[database]\nurl = \"mysql://x\"", "line 2: database.url"),
+            ("[gateway]\nurl = \"wss://a b?x=/v1/device\"", "line 2: gateway.url"),
+            ("[session]\nheartbeat = \"1ms\"", "session.heartbeat is 1ms: it must be 1s to 1h"),
             ("[session]\nheartbeat = \"soon\"", "'soon' is not a length of time"),
             ("[messages]\nkeep = \"1m\"", "at least 10m"),
             ("[tls]\ndevice_cas = []", "nobody could be let in"),
             ("[tls]\nmin_version = \"1.1\"", "unknown variant"),
-            ("[gateway]\nurl = \"ws://x/v1/device\"", "wss://HOST:PORT/v1/device"),
+            ("[gateway]\nurl = \"ws://x/v1/device\"", "does not begin with wss://"),
             ("[gateway]\nlisten = \"here\"", "socket address"),
         ] {
             let error = parse(text).unwrap_err().to_string();

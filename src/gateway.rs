@@ -18,12 +18,12 @@ use doorward_proto::close::Close;
 use doorward_proto::limits::{Limits, Rate};
 use doorward_proto::session::Settings;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::config::{self, Config, ConfigError};
 use crate::home::Home;
 use crate::identity::Granter;
 use crate::metrics::Counters;
@@ -50,6 +50,17 @@ pub enum StartError {
     Registry(#[from] RegistryError),
 }
 
+/// Why the configuration was not taken again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// Its text.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The files that it names.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
 /// What all connections of a gateway share.
 pub struct Gateway {
     pub(crate) config: Config,
@@ -68,6 +79,7 @@ pub struct Gateway {
     /// A session has been refused by the store: the feed looks at it.
     suspects: Arc<Notify>,
     draining: AtomicBool,
+    ready: watch::Sender<bool>,
     home: Home,
 }
 
@@ -111,6 +123,7 @@ impl Gateway {
             tasks: TaskTracker::new(),
             suspects: Arc::new(Notify::new()),
             draining: AtomicBool::new(false),
+            ready: watch::Sender::new(false),
             config,
             home,
         }))
@@ -126,13 +139,23 @@ impl Gateway {
         self.sessions.count()
     }
 
-    /// Reads the certificates again, for the next handshake. What is broken is refused, and the old state stands.
+    /// Reads the configuration's `[tls]` and the files that it names again, for the next handshake. What is broken is
+    /// refused, and the old state stands. The other keys that have changed, which need a restart.
     ///
     /// # Errors
-    /// [`TlsError`] naming the file.
-    pub fn reload_certificates(&self) -> Result<(), TlsError> {
-        self.tls.store(tls::server_config(&self.config, &self.home)?);
-        Ok(())
+    /// [`ReloadError`] naming the file.
+    pub fn reload(&self) -> Result<Vec<String>, ReloadError> {
+        let config = Config::load(&self.home)?;
+        self.tls.store(tls::server_config(&config, &self.home)?);
+        let rows = |config| config::settings(config, &toml::Table::new());
+        let changed =
+            rows(&self.config).into_iter().zip(rows(&config)).filter(|(old, new)| old.value != new.value);
+        Ok(changed.map(|(_, new)| new.key).filter(|key| !key.starts_with("tls.")).collect())
+    }
+
+    /// Returns once the door is open: devices are let in, and every change from now on is followed.
+    pub async fn ready(&self) {
+        let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -164,12 +187,14 @@ pub async fn serve(
         routes: Arc::clone(&gateway.routes),
         patience: gateway.granter.limits.max_skew / 10,
         suspects: Arc::clone(&gateway.suspects),
+        away: false,
     };
     let writer = tokio::spawn(sink::run(writer, stop_writer.clone()));
     let background = TaskTracker::new();
     background.spawn(follow::run(Arc::clone(&gateway), position, stop.clone()));
     background.spawn(upkeep::run(Arc::clone(&gateway), stop.clone()));
     let door = tokio::spawn(accept::run(Arc::clone(&gateway), listener, stop.clone()));
+    gateway.ready.send_replace(true);
 
     shutdown.cancelled().await;
     drain(&gateway).await;

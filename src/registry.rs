@@ -34,8 +34,7 @@ pub enum Access {
     Existing,
 }
 
-/// Opens the registry that a URL names. It makes no connection yet: a gateway starts while its Postgres is away, and
-/// serves what it knows. Call it inside a tokio runtime.
+/// Opens the registry that a URL names. It makes no connection yet. Call it inside a tokio runtime.
 ///
 /// # Errors
 /// [`RegistryError::Unavailable`] for a SQLite file that does not exist (with [`Access::Existing`]) or cannot be made.

@@ -54,6 +54,11 @@ impl Job {
         Self { message, receipt, session: Arc::clone(session), since: clock::now().monotonic }
     }
 
+    /// What it holds in memory, about.
+    fn bytes(&self) -> usize {
+        self.message.data.len() + self.message.channel.len() + size_of::<Self>()
+    }
+
     /// Gives the receipt back: nothing was kept.
     pub(crate) fn into_receipt(self) -> Receipt {
         self.receipt

@@ -107,10 +107,11 @@ fn certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, 
     }
 }
 
-/// Verifies that a configured CA, valid now, signed the leaf itself. What a client sends besides its leaf is not
-/// looked at: a path is one step long, and no certificate of a stranger's is parsed for it.
+/// Verifies the path from the leaf to a configured CA. Where such a CA signed the leaf itself, what the client sends
+/// besides is not looked at; else its intermediates are, and each of them must be a CA that is valid now.
 ///
-/// The leaf's end date alone is left to identity.rs, so that an expired device is told so in words.
+/// The leaf's end date alone is left to identity.rs, so that an expired device is told so in words; not so behind
+/// intermediates, whose own dates could then not be asked for the same moment.
 struct DeviceVerifier {
     cas: Vec<DeviceCa>,
     any: Arc<dyn ClientCertVerifier>,
@@ -156,6 +157,34 @@ impl DeviceVerifier {
     }
 }
 
+/// A stranger's certificates are read for a path as long as any that is in use, and no longer.
+const MAX_INTERMEDIATES: usize = 4;
+
+/// What rustls-webpki does not ask of an intermediate, or would ask for another moment.
+fn check_intermediates(intermediates: &[CertificateDer<'_>], now: i64) -> Result<(), CertificateError> {
+    if intermediates.len() > MAX_INTERMEDIATES {
+        return Err(CertificateError::UnknownIssuer);
+    }
+    for der in intermediates {
+        let facts = CaCertificate::parse(der).map_err(|_| CertificateError::BadEncoding)?;
+        if !facts.is_ca() || !facts.key_cert_sign() {
+            return Err(CertificateError::UnknownIssuer);
+        }
+        check_dates(&facts, now)?;
+    }
+    Ok(())
+}
+
+fn check_dates(ca: &CaCertificate, now: i64) -> Result<(), CertificateError> {
+    if now < ca.not_before() {
+        Err(CertificateError::NotValidYet)
+    } else if now > ca.not_after() {
+        Err(CertificateError::Expired)
+    } else {
+        Ok(())
+    }
+}
+
 impl ClientCertVerifier for DeviceVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
@@ -164,7 +193,7 @@ impl ClientCertVerifier for DeviceVerifier {
     fn verify_client_cert(
         &self,
         leaf: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
+        intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let _ = SUBJECT.try_with(|subject| subject.replace(Some(display_subject(leaf))));
@@ -174,16 +203,19 @@ impl ClientCertVerifier for DeviceVerifier {
         let at = if seconds > facts.not_after() { facts.not_after() } else { seconds };
         let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(u64::try_from(at).unwrap_or(0)));
         let mut refusal = CertificateError::UnknownIssuer;
-        for ca in self.cas.iter().filter(|ca| ca.facts.subject() == facts.issuer()) {
-            if seconds < ca.facts.not_before() {
-                refusal = CertificateError::NotValidYet;
+        let direct = |ca: &&DeviceCa| ca.facts.subject() == facts.issuer();
+        let path: (&[CertificateDer<'_>], UnixTime) = if self.cas.iter().any(|ca| direct(&ca)) {
+            (&[], at)
+        } else {
+            check_intermediates(intermediates, seconds)?;
+            (intermediates, now)
+        };
+        for ca in self.cas.iter().filter(|ca| !path.0.is_empty() || direct(ca)) {
+            if let Err(error) = check_dates(&ca.facts, seconds) {
+                refusal = error;
                 continue;
             }
-            if seconds > ca.facts.not_after() {
-                refusal = CertificateError::Expired;
-                continue;
-            }
-            match ca.verifier.verify_client_cert(leaf, &[], at) {
+            match ca.verifier.verify_client_cert(leaf, path.0, path.1) {
                 Ok(verified) => return Ok(verified),
                 Err(rustls::Error::InvalidCertificate(error)) => refusal = error,
                 Err(error) => return Err(error),

@@ -134,6 +134,8 @@ fn main() -> ExitCode {
 }
 
 fn run(options: RunOptions) -> anyhow::Result<Report> {
+    // Before the run: to find out afterwards would cost its figures.
+    let file = options.report.as_deref().map(open).transpose()?;
     let devices = fleet::load(&options.devices)?;
     let url = options.url.clone().or_else(|| devices.first().map(|device| device.url().to_owned()));
     let url = url.unwrap_or_default();
@@ -164,15 +166,17 @@ fn run(options: RunOptions) -> anyhow::Result<Report> {
         device_sim::run(plan).await
     })?;
     let json = serde_json::to_string_pretty(&report).context("the report is not JSON")?;
-    if let Some(path) = &options.report {
-        write(path, &json).with_context(|| format!("{}: the report cannot be written", path.display()))?;
-    }
     let mut out = std::io::stdout().lock();
     // A reader that went away has seen what it wanted.
     let _ = if options.json { writeln!(out, "{json}") } else { writeln!(out, "{report}") };
+    if let Some((path, mut file)) = file {
+        let written = file.write_all(format!("{json}\n").as_bytes());
+        written.with_context(|| format!("{}: the report cannot be written", path.display()))?;
+    }
     Ok(report)
 }
 
-fn write(path: &Path, json: &str) -> std::io::Result<()> {
-    std::fs::write(path, format!("{json}\n"))
+fn open(path: &Path) -> anyhow::Result<(&Path, std::fs::File)> {
+    let opened = std::fs::File::create(path);
+    Ok((path, opened.with_context(|| format!("{}: the report cannot be written", path.display()))?))
 }

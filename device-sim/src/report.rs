@@ -187,7 +187,10 @@ impl fmt::Display for Report {
             ("simulator's own error", &self.own_errors),
         ] {
             for (word, count) in words {
-                row(&format!("{group}: {}", word.escape_debug()), count.to_string());
+                // Words of the other side: safe on a terminal.
+                let word: String =
+                    word.chars().map(|c| if c.is_control() { '\u{FFFD}' } else { c }).collect();
+                row(&format!("{group}: {word}"), count.to_string());
             }
         }
         writeln!(f, "{counts}")?;

@@ -26,7 +26,7 @@ const SAMPLE: u32 = 8;
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Gateway {
-    /// Run the gateway in the foreground; SIGTERM drains it, SIGHUP reads its certificates again
+    /// Run the gateway in the foreground; SIGTERM drains it, SIGHUP reads its configuration and certificates again
     #[command(after_help = "Example:\n  doorward gateway run --listen 0.0.0.0:8443\n\n\
         DOORWARD_LOG sets what is logged: error, warn, info (default), debug, trace.")]
     Run {
@@ -56,13 +56,19 @@ impl Gateway {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let listener = listen_on(address)?;
-        output::say(format!("listening on {}", listener.local_addr()?));
+        let local = listener.local_addr()?;
 
         let shutdown = CancellationToken::new();
         let mut serving =
             tokio::spawn(gateway::serve(std::sync::Arc::clone(&gateway), listener, shutdown.clone()));
+        let mut listening = false;
         loop {
             tokio::select! {
+                // Said once it is true: whoever waits for the line may connect.
+                () = gateway.ready(), if !listening => {
+                    listening = true;
+                    output::say(format!("listening on {local}"));
+                }
                 ended = &mut serving => {
                     return match ended {
                         Ok(result) => result.map_err(Failure::from),
@@ -76,9 +82,13 @@ impl Gateway {
                     }
                     shutdown.cancel();
                 }
-                _ = hangup.recv() => match gateway.reload_certificates() {
-                    Ok(()) => info!("certificates read again"),
-                    Err(error) => warn!(%error, "the certificates stand as they were"),
+                _ = hangup.recv() => match gateway.reload() {
+                    Ok(others) if others.is_empty() => info!("configuration and certificates read again"),
+                    Ok(others) => warn!(
+                        keys = others.join(", "),
+                        "certificates read again; these keys have changed too, and take effect at the next start"
+                    ),
+                    Err(error) => warn!(%error, "configuration and certificates stand as they were"),
                 },
                 // The drain is bounded by itself; this is the bound on that.
                 () = async { shutdown.cancelled().await; tokio::time::sleep(drain + Duration::from_secs(10)).await } => {

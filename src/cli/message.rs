@@ -102,9 +102,21 @@ async fn follow_from(
     wanted: impl Fn(&StoredMessage) -> bool,
     json: bool,
 ) -> Outcome {
-    // What stands at or below the position now has been shown; above it, what is in `shown`.
-    let mut floor = filter.after;
+    // Shown are all up to the floor, and above it those in `shown`. A position is drawn before its transaction commits:
+    // what was listed last is no floor yet.
+    let mut floor = filter.after.saturating_sub(LATE).max(0);
     let mut shown: VecDeque<i64> = VecDeque::new();
+    let listed = filter.after;
+    filter.after = floor;
+    while let Some(page) = Some(registry.messages(&filter).await?).filter(|page| !page.is_empty()) {
+        shown.extend(page.iter().map(|message| message.position).take_while(|position| *position <= listed));
+        match page.last() {
+            Some(last) if last.position < listed && page.len() == PAGE as usize => {
+                filter.after = last.position
+            }
+            _ => break,
+        }
+    }
     loop {
         filter.after = floor;
         loop {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use doorward_proto::close::Close;
@@ -90,7 +91,11 @@ async fn look(
     // One that cannot be looked up stays marked, and is looked up again.
     let waiting: Vec<Arc<Handle>> = marked.values().cloned().collect();
     for handle in waiting {
-        judge_again(gateway, &handle).await?;
+        if let Err(error) = judge_again(gateway, &handle).await {
+            // Not forgotten: the next look begins with them.
+            suspects.iter().for_each(|suspect| suspect.suspect.store(true, Ordering::SeqCst));
+            return Err(error);
+        }
         marked.remove(&handle.id);
     }
     for handle in suspects {

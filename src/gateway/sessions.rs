@@ -114,7 +114,9 @@ impl Sessions {
         }
         let entry = entries.entry(handle.device.clone()).or_default();
         if let Some(older) = entry.unproven.replace(Arc::clone(handle)) {
-            older.mailbox.put_ending(Ending::now(Close::Superseded));
+            // Not 4009: that is for a newer session that is proven, and would keep an honest device away for a minute at
+            // the word of whoever holds its certificate.
+            older.mailbox.put_ending(Ending::now(Close::Unproven));
         }
         true
     }
@@ -243,7 +245,7 @@ mod tests {
         let (first, second) = (handle("a", "1"), handle("a", "2"));
         assert!(sessions.enter(&sessions.watch(&first.device), &first));
         assert!(sessions.enter(&sessions.watch(&second.device), &second));
-        assert_eq!(ending(&first), Some(Close::Superseded));
+        assert_eq!(ending(&first), Some(Close::Unproven));
         assert!(!sessions.prove(&first));
     }
 

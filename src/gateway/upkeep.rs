@@ -21,6 +21,8 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 const PRUNE_ROWS: u32 = 500;
 /// Between deletions.
 const PRUNE_PAUSE: Duration = Duration::from_millis(20);
+/// Events and changes are kept at least as long: who looks into what happened comes later than who reads a sensor.
+const KEEP_HISTORY: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Deletions at a time: what is left is for the next time.
 const PRUNE_ROUNDS: u32 = 1000;
 
@@ -52,11 +54,13 @@ fn note_seen(gateway: &Gateway) {
 }
 
 async fn prune_old(gateway: &Gateway) -> Result<(), RegistryError> {
-    let before: OffsetDateTime = clock::utc() - gateway.config.messages.keep.0;
+    let keep = gateway.config.messages.keep.0;
+    let before: OffsetDateTime = clock::utc() - keep;
+    let history_before: OffsetDateTime = clock::utc() - keep.max(KEEP_HISTORY);
     let mut deleted = 0;
     for _ in 0..PRUNE_ROUNDS {
         let messages = gateway.registry.prune_messages(before, PRUNE_ROWS).await?;
-        let history = gateway.registry.prune_history(before, PRUNE_ROWS).await?;
+        let history = gateway.registry.prune_history(history_before, PRUNE_ROWS).await?;
         deleted += messages + history;
         if messages < u64::from(PRUNE_ROWS) && history < u64::from(PRUNE_ROWS) {
             break;

@@ -25,7 +25,7 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, Transaction};
 use time::OffsetDateTime;
 
-use super::shared::{Phase, within};
+use super::shared::{ATTEMPTS, Phase, within};
 use super::{
     Access, Act, Batch, DeviceDetail, DeviceFilter, DeviceSummary, Done, Fate, Fleet, MessageFilter,
     NewDevice, News, OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Record, Registry, RegistryError,
@@ -35,6 +35,9 @@ use super::{
 const READERS: u32 = 4;
 /// Another process may hold the write lock this long. Shorter than the deadline, so that the error says why.
 const BUSY: Duration = Duration::from_millis(4500);
+
+/// Between tries to make the schema.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// A registry in a SQLite file.
 #[derive(Debug)]
@@ -82,6 +85,11 @@ impl Sqlite {
 
 fn find(path: &Path, access: Access) -> Result<()> {
     let shown = path.display();
+    if path.is_dir() {
+        return Err(RegistryError::Unavailable(format!(
+            "{shown} is a folder, and a SQLite database is a file"
+        )));
+    }
     match access {
         Access::Existing if path.exists() => Ok(()),
         Access::Existing => Err(RegistryError::Unavailable(format!(
@@ -102,9 +110,15 @@ fn find(path: &Path, access: Access) -> Result<()> {
 #[async_trait]
 impl Registry for Sqlite {
     async fn migrate(&self) -> Result<Done> {
-        {
+        let mut attempt = 1;
+        loop {
             let phase = Phase::default();
-            phase.within(OPERATOR_DEADLINE, schema::migrate(self, &phase)).await
+            match phase.within(OPERATOR_DEADLINE, schema::migrate(self, &phase)).await {
+                // Two that open a new file at once: the change to WAL waits for nobody, whatever the busy timeout says.
+                Err(RegistryError::Unavailable(_)) if attempt < ATTEMPTS => attempt += 1,
+                outcome => return outcome,
+            }
+            tokio::time::sleep(RETRY).await;
         }
     }
 

@@ -11,6 +11,10 @@ use super::{Arc, Claim, Handle, Job, NewEvent, Waker};
 
 /// Events that wait; more of them are counted and dropped, for the log has said them already.
 const MAX_EVENTS: usize = 1024;
+/// Bytes of the publishes that wait: `limits.store_queue` counts them, and they may be large.
+const MAX_BYTES: usize = 64 << 20;
+/// Bytes of one transaction.
+const MAX_BATCH_BYTES: usize = 8 << 20;
 
 /// The way into the store.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ pub(super) struct Queue {
     /// Sessions that were proven; of a device only the newest counts.
     pub(super) claims: HashMap<DeviceId, Claim>,
     pub(super) jobs: VecDeque<Job>,
+    /// Of all jobs.
+    bytes: usize,
     /// Sessions that were heard; the newest time counts.
     pub(super) seen: HashMap<DeviceId, (Arc<str>, OffsetDateTime)>,
     /// Sessions that have ended; of a device only the newest counts.
@@ -58,10 +64,13 @@ impl Sink {
     /// A publish, or the publish back where there is no room; `waker` is called when there may be.
     pub(crate) fn push(&self, job: Job, waker: &Waker) -> Result<(), Box<Job>> {
         let mut queue = self.lock();
-        if queue.jobs.len() >= self.most {
+        let bytes = queue.bytes + job.bytes();
+        // One always finds room, however large.
+        if queue.jobs.len() >= self.most || (bytes > MAX_BYTES && !queue.jobs.is_empty()) {
             queue.waiting.push(waker.clone());
             return Err(Box::new(job));
         }
+        queue.bytes = bytes;
         queue.jobs.push_back(job);
         drop(queue);
         self.filled.notify_one();
@@ -118,11 +127,17 @@ impl Sink {
     /// All claims go with it: a publish behind its session's claim would be taken for an older session's.
     pub(super) fn take(&self, most: usize) -> Queue {
         let mut queue = self.lock();
-        let now = queue.jobs.len().min(most);
+        let mut bytes = 0;
+        let fits = |job: &&Job| {
+            bytes += job.bytes();
+            bytes <= MAX_BATCH_BYTES
+        };
+        let now = queue.jobs.iter().take(most).take_while(fits).count().max(1).min(queue.jobs.len());
         let jobs: VecDeque<Job> = queue.jobs.drain(..now).collect();
         let left = std::mem::take(&mut queue.jobs);
+        let left_bytes = queue.bytes - jobs.iter().map(Job::bytes).sum::<usize>();
         let mut taken = Queue { jobs, ..std::mem::take(&mut *queue) };
-        queue.jobs = left;
+        (queue.jobs, queue.bytes) = (left, left_bytes);
         let more = !queue.is_empty();
         drop(queue);
         for waker in taken.waiting.drain(..) {
@@ -153,10 +168,15 @@ impl Sink {
         self.filled.notify_one();
     }
 
-    /// Gives back publishes that have waited too long and were never tried.
+    /// Gives back publishes that have waited too long and were never tried; who waits for room has it then.
     pub(super) fn take_older(&self, since: std::time::Duration) -> Vec<Job> {
         let mut queue = self.lock();
         let old = queue.jobs.partition_point(|job| job.since < since);
-        queue.jobs.drain(..old).collect()
+        let taken: Vec<Job> = queue.jobs.drain(..old).collect();
+        queue.bytes -= taken.iter().map(Job::bytes).sum::<usize>();
+        let waiting = if taken.is_empty() { Vec::new() } else { std::mem::take(&mut queue.waiting) };
+        drop(queue);
+        waiting.into_iter().for_each(Waker::wake);
+        taken
     }
 }

@@ -9,7 +9,7 @@ use doorward_proto::session::Receipt;
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::queue::Queue;
 use super::{Handle, Message, Routes, Sink, Stored};
@@ -33,6 +33,8 @@ pub(crate) struct Writer {
     pub(crate) patience: Duration,
     /// Told when a session has lost its place without knowing.
     pub(crate) suspects: Arc<Notify>,
+    /// Whether the store has failed since it last wrote: each change is a line in the log.
+    pub(crate) away: bool,
 }
 
 /// Who waits for a message of a batch, in the order of its messages.
@@ -43,7 +45,7 @@ struct Waiting {
 }
 
 /// Writes until it is stopped and nothing waits any more.
-pub(crate) async fn run(writer: Writer, stop: CancellationToken) {
+pub(crate) async fn run(mut writer: Writer, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = writer.sink.filled() => {}
@@ -62,30 +64,29 @@ pub(crate) async fn run(writer: Writer, stop: CancellationToken) {
 
 impl Writer {
     /// Writes one batch, trying again while that may help. `false` when it was stopped before the store came back.
-    async fn write(&self, queue: Queue, stop: &CancellationToken) -> bool {
+    async fn write(&mut self, queue: Queue, stop: &CancellationToken) -> bool {
         let (mut batch, mut waiting) = split(queue);
         // Once a commit's outcome is unknown it stays so until a try succeeds: nobody may be told that nothing was kept.
         let mut ambiguous = false;
-        let mut warned = false;
         loop {
-            let error = match self.registry.write(&batch).await {
+            let error = match self.try_to_write(&batch).await {
                 Ok(fates) => {
-                    if warned {
-                        warn!("the store is back");
+                    if std::mem::take(&mut self.away) {
+                        info!("the store is back");
                     }
                     self.tell(fates, std::mem::take(&mut batch.messages), waiting).await;
                     return true;
                 }
                 Err(error) => error,
             };
-            if !warned {
-                warned = true;
-                warn!(%error, messages = batch.messages.len(), "the store does not write; publishes wait, then are refused as unavailable");
+            if !std::mem::replace(&mut self.away, true) {
+                if matches!(error, RegistryError::Unknown(_) | RegistryError::Unavailable(_)) {
+                    warn!(%error, "the store does not write; publishes wait, then are refused as unavailable");
+                } else {
+                    error!(%error, "the store refuses to write; publishes wait, then are refused as unavailable");
+                }
             }
             ambiguous |= matches!(error, RegistryError::Unknown(_));
-            if !matches!(error, RegistryError::Unknown(_) | RegistryError::Unavailable(_)) {
-                error!(%error, "the store refused a batch");
-            }
             let now = clock::now().monotonic;
             let old = now.saturating_sub(self.patience);
             if ambiguous && waiting.iter().any(|w| w.since < old) {
@@ -96,7 +97,7 @@ impl Writer {
                 unavailable(waiting.drain(..).map(|w| (w.receipt, w.session)));
                 batch.messages.clear();
             }
-            unavailable(self.sink.take_older(old).into_iter().map(|job| (job.receipt, job.session)));
+            self.give_up_the_old();
             if waiting.is_empty() {
                 // Nobody waits for this batch: what else it held joins the next one, where newer word replaces it.
                 self.sink.put_back(batch);
@@ -105,6 +106,23 @@ impl Writer {
             }
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    /// While a transaction takes its time, what has queued up behind it is not left without an answer.
+    async fn try_to_write(&self, batch: &Batch) -> Result<Vec<Fate>, RegistryError> {
+        let mut writing = self.registry.write(batch);
+        loop {
+            match tokio::time::timeout(RETRY, &mut writing).await {
+                Ok(written) => return written,
+                Err(_) => self.give_up_the_old(),
+            }
+        }
+    }
+
+    /// Nothing was kept of what has waited too long for its turn.
+    fn give_up_the_old(&self) {
+        let old = clock::now().monotonic.saturating_sub(self.patience);
+        unavailable(self.sink.take_older(old).into_iter().map(|job| (job.receipt, job.session)));
     }
 
     async fn tell(&self, fates: Vec<Fate>, messages: Vec<NewMessage>, waiting: Vec<Waiting>) {

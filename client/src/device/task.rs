@@ -38,6 +38,8 @@ pub(super) struct Task {
     /// A request that found the outbox full.
     held: Option<Request>,
     answers: BTreeMap<MessageId, oneshot::Sender<Result<(), RequestError>>>,
+    /// When the session was welcomed, on the monotonic clock.
+    welcomed: Option<Duration>,
     out: Out,
     stop: CancellationToken,
 }
@@ -62,17 +64,17 @@ impl Task {
         stop: CancellationToken,
     ) -> Self {
         let answers = BTreeMap::new();
-        Self { credentials, options, dial, link, requests, held: None, answers, out, stop }
+        Self { credentials, options, dial, link, requests, held: None, answers, welcomed: None, out, stop }
     }
 
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(self.options.backoff);
         let stop = loop {
-            let began = clock::monotonic();
             let mut retry_after = None;
             let end = self.session(&mut retry_after).await;
-            if self.link.welcome().is_some() {
-                backoff.session_lasted(clock::monotonic().saturating_sub(began));
+            // From `welcome` on: a slow handshake is no session.
+            if let Some(welcomed) = self.welcomed.take() {
+                backoff.session_lasted(clock::monotonic().saturating_sub(welcomed));
             }
             self.link.disconnected();
             if self.certificate_may_be_the_reason(&end) && self.reload() {
@@ -258,6 +260,7 @@ impl Task {
         while let Some(event) = self.link.poll() {
             match event {
                 Event::Welcome(welcome) | Event::Limits(welcome) => {
+                    self.welcomed.get_or_insert_with(clock::monotonic);
                     self.out.state.send_replace(State::Connected(Box::new(welcome)));
                 }
                 Event::Acked(id) => self.answer(&id, Ok(())),

@@ -18,10 +18,13 @@ fn what_is_wrong_is_named_by_line() {
     for (text, words) in [
         ("[gateway]\nnmae = \"x\"\n", &["line 2", "nmae", "expected one of"][..]),
         ("[limits]\nconnections = \"many\"\n", &["line 2", "connections"]),
-        ("[limits]\nconnections = 0\n", &["limits.connections = 0", "1 to 1048576"]),
+        ("[limits]\nconnections = 0\n", &["line 2", "limits.connections is 0", "it must be 1 to 1048576"]),
         ("[nonsense]\n", &["line 1", "nonsense"]),
         ("not toml", &["line 1"]),
-        ("[database]\nurl = \"mysql://ann:s3cret@h/d\"\n", &["database.url", "sqlite://PATH or postgres://"]),
+        (
+            "[database]\nurl = \"mysql://ann:s3cret@h/d\"\n",
+            &["line 2", "database.url", "sqlite://PATH or postgres://"],
+        ),
         ("[tls]\ncertificate = \"none.crt\"\n", &["home/none.crt does not exist"]),
     ] {
         fs::write(desk.home("config.toml"), text).unwrap();

@@ -37,7 +37,7 @@ fn certificates_that_are_broken_at_a_hangup_are_not_taken() {
     std::fs::write(desk.home("pki/gateway.crt"), certificate).unwrap();
     let words = gateway.ended_by("TERM");
     assert!(
-        words.contains("the certificates stand as they were") && words.contains("gateway.crt"),
+        words.contains("configuration and certificates stand as they were") && words.contains("gateway.crt"),
         "{words}"
     );
 }

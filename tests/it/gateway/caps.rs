@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use doorward::clock;
+use doorward::registry::Act;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::support::device::{Device, TLS13, dial, tls};
+use crate::support::device::{Device, TLS13, UPGRADE, dial, tls};
 use crate::support::house::{House, eventually, seconds, within};
 
 /// The first bytes of a ClientHello: a record of 512 bytes is announced, and most of it never comes.
@@ -106,6 +107,25 @@ async fn a_slow_handshake_delays_nobody() {
     Device::prove(&house, &credentials).await;
     let took = clock::now().monotonic - start;
     assert!(took < Duration::from_secs(6), "behind three that stop in their hello it took {took:?}");
+}
+
+#[tokio::test]
+async fn who_is_silent_after_tls_keeps_no_turn() {
+    let house = House::with(|config| config.limits.handshakes = 1).await;
+    let credentials = house.add_device("press-7").await;
+    let silent = house.add_device("press-8").await;
+    let config = Arc::new(tls(&house, Some(&silent), TLS13));
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        streams.push(dial(&house, Arc::clone(&config)).await.unwrap());
+    }
+    Device::prove(&house, &credentials).await;
+    // Nor who is being refused and does not read it.
+    house.db.registry.set_status(&silent.id, Act::Revoke, None).await.unwrap();
+    for stream in &mut streams {
+        stream.write_all(UPGRADE.as_bytes()).await.unwrap();
+    }
+    Device::prove(&house, &credentials).await;
 }
 
 #[tokio::test]

@@ -221,7 +221,7 @@ async fn who_does_not_prove_itself_in_time_is_closed() {
 #[tokio::test]
 async fn who_does_not_read_what_it_subscribed_to_is_closed() {
     let house = House::with(|config| {
-        config.limits.outgoing_bytes = 65_536;
+        (config.limits.outgoing_bytes, config.limits.message_bytes) = (65_536, 32_768);
         (config.limits.rate_per_second, config.limits.rate_burst) = (100_000, 100_000);
     })
     .await;
@@ -254,7 +254,7 @@ async fn who_does_not_read_what_it_subscribed_to_is_closed() {
 
 #[tokio::test]
 async fn a_commit_whose_outcome_stays_unknown_ends_the_session_and_says_nothing_of_the_message() {
-    let (house, hooked) = hooked::house(|config| config.session.max_skew = seconds(5)).await;
+    let (house, hooked) = hooked::house(|config| config.session.max_skew = seconds(20)).await;
     let credentials = house.add_device("press-7").await;
     let mut device = Device::prove(&house, &credentials).await;
     *hooked.fail_writes.lock().unwrap() = Some(Failure::UnknownAfterCommit);

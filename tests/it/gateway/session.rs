@@ -209,7 +209,7 @@ async fn unproven(db: Database) {
 
     // The newer unproven session wins; the proven one is left alone.
     let newer = Device::connect(&house, &credentials).await;
-    thief.closed_with_bye(4009).await;
+    thief.closed_with_bye(4011).await;
     let seq = proven.publish("m2", json!(2)).await;
     proven.acked(seq).await;
     drop(newer);

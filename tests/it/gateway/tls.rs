@@ -221,6 +221,41 @@ async fn tickets_die_with_a_change_of_the_device_cas() {
     };
     connect().await;
     assert_eq!(connect().await, Some(HandshakeKind::Resumed));
-    house.gateway.reload_certificates().unwrap();
+    assert_eq!(house.gateway.reload().unwrap(), [""; 0]);
     assert_ne!(connect().await, Some(HandshakeKind::Resumed));
+}
+
+#[tokio::test]
+async fn a_root_lets_in_those_below_its_intermediates() {
+    let house = House::with(|config| config.tls.device_cas = vec!["pki/root.crt".into()]).await;
+    let credentials = house.add_device("press-7").await;
+    Device::prove(&house, &credentials).await;
+    // Without what is between there is no path.
+    let mut alone = house.certify("alone", |_| {});
+    alone.chain.truncate(1);
+    refused_in_tls(&house, &alone, AlertDescription::UnknownCA).await;
+    // A leaf is no CA, and signs nobody.
+    let mut below = house.certify("below", |_| {});
+    let middle = house.certify("middle", |_| {});
+    below.chain = vec![below.chain[0].clone(), middle.chain[0].clone(), middle.chain[1].clone()];
+    refused_in_tls(&house, &below, AlertDescription::UnknownCA).await;
+    let mut long = house.certify("long", |_| {});
+    long.chain.extend(vec![long.chain[1].clone(); 4]);
+    refused_in_tls(&house, &long, AlertDescription::UnknownCA).await;
+}
+
+#[tokio::test]
+async fn what_else_has_changed_at_a_reload_is_named() {
+    let house = House::start().await;
+    house.write_config(|config| {
+        config.limits.connections = 7;
+        config.tls.device_cas = vec!["pki/root.crt".into()];
+    });
+    let credentials = house.add_device("press-7").await;
+    assert_eq!(house.gateway.reload().unwrap(), ["limits.connections"]);
+    Device::prove(&house, &credentials).await;
+    house.write_config(|config| config.tls.key = "pki/none.key".into());
+    let error = house.gateway.reload().unwrap_err().to_string();
+    assert!(error.contains("none.key"), "{error}");
+    Device::prove(&house, &credentials).await;
 }

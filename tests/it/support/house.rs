@@ -137,8 +137,16 @@ impl House {
         config.gateway.drain = seconds(5);
         edit(&mut config);
         let config = Config::parse(&toml::to_string(&config).unwrap(), &home.config()).unwrap();
+        std::fs::write(home.config(), toml::to_string(&config).unwrap()).unwrap();
         let (gateway, address, stop, serving) = open(&config, &home, &registry).await;
         Self { db, gateway, address, root, issuing, config, registry, home, stop, serving, _folder: folder }
+    }
+
+    /// Changes the home's configuration; the gateway goes by it when it reads it again.
+    pub(crate) fn write_config(&self, edit: impl FnOnce(&mut Config)) {
+        let mut config = self.config.clone();
+        edit(&mut config);
+        std::fs::write(self.home.config(), toml::to_string(&config).unwrap()).unwrap();
     }
 
     /// Ends the gateway as SIGTERM does.
