@@ -1,5 +1,7 @@
 //! The front door: TCP, TLS, identity and upgrade of one connection in one task, under one deadline.
 
+mod counted;
+
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
@@ -10,10 +12,12 @@ use std::time::Duration;
 use doorward_pki::identity::{Fingerprint, Leaf, display_subject};
 use doorward_proto::ids::DeviceId;
 use doorward_proto::session::Grant;
+use doorward_proto::time::NumericDate;
+use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -26,8 +30,10 @@ use crate::identity::{self, Denied, Problem};
 use crate::upgrade::{self, HeadError};
 use crate::{clock, connection, entropy, tls};
 
+use counted::Counted;
+
 /// The connection's stream, boxed: what a session keeps of it is a pointer.
-pub(crate) type Stream = Box<TlsStream<TcpStream>>;
+pub(crate) type Stream = Box<TlsStream<Counted>>;
 
 /// Between tries of `accept` when it fails for want of a descriptor or of memory.
 const BACK_OFF: Duration = Duration::from_millis(50);
@@ -37,7 +43,7 @@ const LINGER: Duration = Duration::from_secs(2);
 const MAX_LOOK_UPS: u32 = 8;
 /// How long a handshake's turn lasts. Computing it takes milliseconds: who needs longer does not read or does not answer,
 /// and goes on without keeping the others waiting.
-const TURN: Duration = Duration::from_secs(1);
+const TURN: Duration = Duration::from_millis(200);
 
 /// A device that has come through the door.
 pub(crate) struct Admitted {
@@ -147,15 +153,14 @@ struct Refused {
 
 /// TLS, identity, upgrade.
 async fn handshake(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, id: &Arc<str>) -> Outcome {
-    // Who says nothing gets no turn: `readable` may be true of a silent peer, a byte to peek at may not. An error here is
-    // the handshake's to report.
-    let _ = tcp.peek(&mut [0]).await;
-    let Ok(turn) = gateway.handshakes.acquire().await else { return Outcome::Over };
     // Small frames, answered at once: waiting to fill a segment would only add latency. A failure costs just that.
     let _ = tcp.set_nodelay(true);
-    let acceptor = TlsAcceptor::from(gateway.tls.load_full());
+    // A turn is for who has said all of its hello: what comes before costs nothing but memory.
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), Counted::new(tcp)).await;
+    let Ok(turn) = gateway.handshakes.acquire().await else { return Outcome::Over };
     let (accepted, subject) = {
-        let mut accepting = std::pin::pin!(tls::noting_subject(acceptor.accept(tcp)));
+        let accept = async { hello?.into_stream(gateway.tls.load_full()).await };
+        let mut accepting = std::pin::pin!(tls::noting_subject(accept));
         let in_turn = tokio::time::timeout(TURN, &mut accepting).await;
         // Over with the last computation: what comes now waits for the peer and for the registry.
         drop(turn);
@@ -218,6 +223,7 @@ async fn admit_request<'a>(
     };
     let leaf = Leaf::parse(der).map_err(|error| Denied::new(Problem::CertificateUnfit, error.to_string()))?;
     let fingerprint = Fingerprint::of(der);
+    let leaf_ends = clock::date(NumericDate::from_seconds(leaf.not_after()));
     // Whose admission this is, for the feed; a name that is no id belongs to no record.
     let named = leaf.common_name().ok().and_then(|name| DeviceId::new(name).ok());
     let watch = named.as_ref().map(|device| gateway.sessions.watch(device));
@@ -228,10 +234,13 @@ async fn admit_request<'a>(
         if let Some(watch) = &watch {
             watch.reset();
         }
-        let record = gateway.registry.look_up(&fingerprint).await.map_err(|error| {
+        let mut record = gateway.registry.look_up(&fingerprint).await.map_err(|error| {
             warn!(connection = %id, %peer, %error, "the registry does not answer");
             Denied::new(Problem::Unavailable, "the gateway cannot reach its registry")
         })?;
+        if let Some(record) = &mut record {
+            record.end_by(leaf_ends);
+        }
         let now = clock::now().wall;
         identity::judge(&leaf, record.as_ref(), now)?;
         // Known devices alone are told what is wrong with their requests.
@@ -247,6 +256,7 @@ async fn admit_request<'a>(
             device: record.device,
             fleet: Mutex::new(record.fleet),
             certificate: fingerprint,
+            certificate_ends: leaf_ends,
             key,
             mailbox: Mailbox::default(),
             heard_ms: AtomicI64::new(now.as_millis()),

@@ -32,7 +32,7 @@ use crate::gateway::Gateway;
 use crate::gateway::mailbox::{Ending, Outcome};
 use crate::gateway::sessions::Handle;
 use crate::registry::{Claim, NewEvent};
-use crate::sink::Job;
+use crate::sink::{Job, NoRoom};
 
 /// What tungstenite reads into; a device's message is a few hundred bytes, and every session keeps one.
 const READ_BUFFER: usize = 1024;
@@ -44,6 +44,7 @@ const MAX_FRAMES: usize = 64;
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 /// When an `unavailable` message is worth another try, in seconds.
 const RETRY_AFTER: u64 = 2;
+const NOT_NOW: &str = "the store does not take messages now; nothing of this one was kept";
 
 /// Runs a session to its end.
 pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: OwnedSemaphorePermit) {
@@ -85,6 +86,7 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: Owned
                 session,
                 ws,
                 peer,
+                received: 0,
                 outgoing: VecDeque::new(),
                 outgoing_bytes: 0,
                 held: None,
@@ -114,6 +116,8 @@ struct Connection {
     ws: WebSocketStream<Stream>,
     peer: SocketAddr,
     timer: Pin<Box<Sleep>>,
+    /// Bytes that had come at the last wake-up.
+    received: u64,
     /// Frames that the socket has not taken yet.
     outgoing: VecDeque<Message>,
     outgoing_bytes: usize,
@@ -146,6 +150,7 @@ impl Connection {
         if ended.is_none() {
             self.release_held(cx, now);
             ended = self.read(cx, now);
+            self.note_life(now);
         }
         if self.ending.is_some_and(|ending| !ending.gently || self.session.undecided() == 0)
             && let Some(Ending { close, retry_after, .. }) = self.ending.take()
@@ -179,12 +184,11 @@ impl Connection {
     fn take_mail(&mut self, now: Moment) {
         let mail = self.handle.mailbox.take();
         for outcome in mail.outcomes {
-            let unavailable = "the store does not take messages now; nothing of this one was kept";
             match outcome {
                 Outcome::Stored(stored) => self.session.settle(stored),
                 Outcome::Unavailable(receipt) => {
                     self.gateway.counters.rejected(Refusal::Unavailable);
-                    self.session.refuse(receipt, Refusal::Unavailable, unavailable, Some(RETRY_AFTER), now);
+                    self.session.refuse(receipt, Refusal::Unavailable, NOT_NOW, Some(RETRY_AFTER), now);
                 }
                 Outcome::Unstorable(receipt) => {
                     self.gateway.counters.rejected(Refusal::BadMessage);
@@ -222,6 +226,15 @@ impl Connection {
         message.inspect(|message| self.session.deliver(message, now)).is_some()
     }
 
+    /// Anything received counts, the parts of a message that is not whole yet among it.
+    fn note_life(&mut self, now: Moment) {
+        let received = self.ws.get_ref().get_ref().0.received();
+        if std::mem::replace(&mut self.received, received) != received {
+            self.session.heard(now);
+            self.handle.heard_ms.store(now.wall.as_millis(), Ordering::Relaxed);
+        }
+    }
+
     /// Reads what the socket has, as long as there is room for it.
     fn read(&mut self, cx: &mut Context<'_>, now: Moment) -> Option<Ended> {
         let most = self.gateway.config.limits.undecided;
@@ -236,7 +249,6 @@ impl Connection {
                 Poll::Ready(Some(Err(error))) => return Some(failed(error)),
                 Poll::Ready(Some(Ok(message))) => message,
             };
-            self.handle.heard_ms.store(now.wall.as_millis(), Ordering::Relaxed);
             match message {
                 Message::Text(text) => {
                     match self.session.receive(text.as_str(), now) {
@@ -251,7 +263,7 @@ impl Connection {
                         return Some(ended);
                     }
                 }
-                Message::Ping(_) | Message::Pong(_) => self.session.heard(now),
+                Message::Ping(_) | Message::Pong(_) => {}
                 Message::Binary(_) | Message::Frame(_) => return Some(Ended::Ours(Close::Unsupported)),
                 Message::Close(frame) => return Some(Ended::Theirs(frame.map(|frame| frame.code.into()))),
             }
@@ -274,11 +286,9 @@ impl Connection {
                 Output::Ping => self.outgoing.push_back(Message::Ping(bytes::Bytes::new())),
                 Output::Store(accepted) => {
                     let job = Job::new(accepted, &self.handle);
-                    if let Err(job) = self.gateway.sink.push(job, cx.waker()) {
-                        // A quarter of max_skew is the longest that a socket may stay unread; this is well below it.
-                        let until = now.monotonic + self.gateway.granter.limits.max_skew / 8;
-                        self.held = Some((job, until));
-                    }
+                    // A quarter of max_skew is the longest that a socket may stay unread; this is well below it.
+                    let until = now.monotonic + self.gateway.granter.limits.max_skew / 8;
+                    self.push(cx, job, until, now);
                 }
                 Output::Proven => self.proven(),
                 Output::Subscribe(filter) => self.gateway.routes.add(&filter, &self.handle),
@@ -309,12 +319,28 @@ impl Connection {
     fn release_held(&mut self, cx: &mut Context<'_>, now: Moment) {
         let Some((job, until)) = self.held.take() else { return };
         if now.monotonic >= until {
-            self.gateway.counters.rejected(Refusal::Unavailable);
-            let detail = "more messages wait for the store than it can take; nothing of this one was kept";
-            self.session.refuse(job.into_receipt(), Refusal::Unavailable, detail, Some(RETRY_AFTER), now);
-        } else if let Err(job) = self.gateway.sink.push(*job, cx.waker()) {
-            self.held = Some((job, until));
+            self.give_up(
+                *job,
+                "more messages wait for the store than it can take; nothing of this one was kept",
+                now,
+            );
+        } else {
+            self.push(cx, *job, until, now);
         }
+    }
+
+    /// Hands a publish to the store, or holds it until there is room, or refuses it.
+    fn push(&mut self, cx: &Context<'_>, job: Job, until: Duration, now: Moment) {
+        match self.gateway.sink.push(job, cx.waker()) {
+            Ok(()) => {}
+            Err(NoRoom::Full(job)) => self.held = Some((job, until)),
+            Err(NoRoom::Stalled(job)) => self.give_up(*job, NOT_NOW, now),
+        }
+    }
+
+    fn give_up(&mut self, job: Job, detail: &str, now: Moment) {
+        self.gateway.counters.rejected(Refusal::Unavailable);
+        self.session.refuse(job.into_receipt(), Refusal::Unavailable, detail, Some(RETRY_AFTER), now);
     }
 
     /// Hands frames to the socket while it takes them.

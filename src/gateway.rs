@@ -19,9 +19,10 @@ use doorward_proto::limits::{Limits, Rate};
 use doorward_proto::session::Settings;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::{self, Config, ConfigError};
 use crate::home::Home;
@@ -189,27 +190,32 @@ pub async fn serve(
         suspects: Arc::clone(&gateway.suspects),
         away: false,
     };
-    let writer = tokio::spawn(sink::run(writer, stop_writer.clone()));
-    let background = TaskTracker::new();
-    background.spawn(follow::run(Arc::clone(&gateway), position, stop.clone()));
-    background.spawn(upkeep::run(Arc::clone(&gateway), stop.clone()));
-    let door = tokio::spawn(accept::run(Arc::clone(&gateway), listener, stop.clone()));
+    let mut parts = JoinSet::new();
+    parts.spawn(sink::run(writer, stop_writer.clone()));
+    parts.spawn(follow::run(Arc::clone(&gateway), position, stop.clone()));
+    parts.spawn(upkeep::run(Arc::clone(&gateway), stop.clone()));
+    parts.spawn(accept::run(Arc::clone(&gateway), listener, stop.clone()));
     gateway.ready.send_replace(true);
 
-    shutdown.cancelled().await;
+    // None of the parts ends by itself. Without one the others would serve devices that nobody can revoke.
+    let failed = tokio::select! {
+        () = shutdown.cancelled() => None,
+        Some(ended) = parts.join_next() => Some(ended.err().map_or_else(|| "it ended".to_owned(), |e| e.to_string())),
+    };
+    if let Some(why) = &failed {
+        error!(%why, "a part of the gateway has failed; it drains and ends");
+    }
     drain(&gateway).await;
     stop.cancel();
     stop_writer.cancel();
-    let ended = async {
-        let _ = door.await;
-        background.close();
-        background.wait().await;
-        let _ = writer.await;
-    };
+    let ended = async { while parts.join_next().await.is_some() {} };
     if tokio::time::timeout(FLUSH_WITHIN, ended).await.is_err() {
         warn!("the store did not take what was under way before the drain ended; it was never acked");
     }
-    Ok(())
+    match failed {
+        None => Ok(()),
+        Some(why) => Err(RegistryError::Internal(format!("a part of the gateway has failed: {why}"))),
+    }
 }
 
 async fn drain(gateway: &Arc<Gateway>) {

@@ -108,6 +108,8 @@ impl Problem {
             Self::DeviceRevoked => Close::Revoked,
             Self::CertificateExpired => Close::CertificateExpired,
             Self::KeyUnknown => Close::Kicked,
+            // A policy or a key that cannot be read: not the device's doing, and not for an hour.
+            Self::Unavailable => Close::Internal,
             _ => Close::Suspended,
         }
     }

@@ -209,6 +209,13 @@ pub struct Record {
     pub policy: Arc<str>,
 }
 
+impl Record {
+    /// Ends the certificate no later than it says itself, whatever its row says.
+    pub(crate) fn end_by(&mut self, leaf_ends: OffsetDateTime) {
+        self.certificate.not_after = self.certificate.not_after.min(leaf_ends);
+    }
+}
+
 /// A device to register, with its first certificate and first key. The three commit together.
 #[derive(Debug, Clone)]
 pub struct NewDevice {

@@ -2,12 +2,13 @@
 --
 -- Whoever writes a row, a command or a person at psql, is bound by what stands here. A refusal of a trigger has the
 -- SQLSTATE DW001, so that the program can tell it from a failure. Ids collate "C": their order is that of their bytes.
+-- Times have years that every program can hold: 'infinity' is none of them.
 
 CREATE TABLE fleets (
     id text COLLATE "C" PRIMARY KEY CHECK (id ~ '^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$'),
     policy text NOT NULL CHECK (jsonb_typeof(policy::jsonb) = 'object'),
     limits text NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(limits::jsonb) = 'object'),
-    created timestamptz NOT NULL DEFAULT now()
+    created timestamptz NOT NULL DEFAULT now() CHECK (created BETWEEN '0001-01-01Z' AND '9999-12-31Z')
 );
 -- Ids that differ only in case are one id: a file system or a reader may fold them.
 CREATE UNIQUE INDEX fleets_one_case ON fleets (lower(id));
@@ -21,7 +22,7 @@ CREATE TABLE devices (
     status text NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'suspended', 'revoked')),
     reason text,
     attributes jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(attributes) = 'object'),
-    created timestamptz NOT NULL DEFAULT now()
+    created timestamptz NOT NULL DEFAULT now() CHECK (created BETWEEN '0001-01-01Z' AND '9999-12-31Z')
 );
 CREATE UNIQUE INDEX devices_one_case ON devices (lower(id));
 CREATE INDEX devices_fleet ON devices (fleet, id);
@@ -33,11 +34,11 @@ CREATE TABLE certificates (
     der bytea NOT NULL CHECK (length(der) > 0),
     device text COLLATE "C" NOT NULL REFERENCES devices (id),
     renewed_from text COLLATE "C" REFERENCES certificates (fingerprint),
-    not_before timestamptz NOT NULL,
-    not_after timestamptz NOT NULL CHECK (not_before < not_after),
+    not_before timestamptz NOT NULL CHECK (not_before BETWEEN '0001-01-01Z' AND '9999-12-31Z'),
+    not_after timestamptz NOT NULL CHECK (not_before < not_after) CHECK (not_after BETWEEN '0001-01-01Z' AND '9999-12-31Z'),
     status text NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'superseded', 'revoked')),
     -- The end of its grace. Without one a superseded certificate would hold until it expires.
-    valid_until timestamptz CHECK (status <> 'superseded' OR valid_until IS NOT NULL),
+    valid_until timestamptz CHECK (status <> 'superseded' OR valid_until IS NOT NULL) CHECK (valid_until BETWEEN '0001-01-01Z' AND '9999-12-31Z'),
     reason text,
     UNIQUE (issuer, serial)
 );
@@ -51,7 +52,7 @@ CREATE TABLE hmac_keys (
     -- Sealed by the master key with device and version as associated data: a row moved to another device opens nothing.
     sealed bytea NOT NULL CHECK (length(sealed) > 0),
     state text NOT NULL CHECK (state IN ('pending', 'active', 'grace', 'retired')),
-    grace_until timestamptz CHECK (state <> 'grace' OR grace_until IS NOT NULL),
+    grace_until timestamptz CHECK (state <> 'grace' OR grace_until IS NOT NULL) CHECK (grace_until BETWEEN '0001-01-01Z' AND '9999-12-31Z'),
     PRIMARY KEY (device, version)
 );
 CREATE UNIQUE INDEX hmac_keys_one_pending ON hmac_keys (device) WHERE state = 'pending';
@@ -63,8 +64,8 @@ CREATE TABLE presence (
     gateway text NOT NULL,
     session text,
     epoch bigint NOT NULL CHECK (epoch > 0),
-    since timestamptz NOT NULL,
-    last_seen timestamptz NOT NULL,
+    since timestamptz NOT NULL CHECK (since BETWEEN '0001-01-01Z' AND '9999-12-31Z'),
+    last_seen timestamptz NOT NULL CHECK (last_seen BETWEEN '0001-01-01Z' AND '9999-12-31Z'),
     peer text NOT NULL
 ) WITH (fillfactor = 70);
 CREATE INDEX presence_gateway ON presence (gateway) WHERE session IS NOT NULL;
@@ -76,15 +77,15 @@ CREATE TABLE messages (
     id text COLLATE "C" NOT NULL,
     channel text NOT NULL,
     data text NOT NULL,
-    at timestamptz,
-    received_at timestamptz NOT NULL,
+    at timestamptz CHECK (at BETWEEN '0001-01-01Z' AND '9999-12-31Z'),
+    received_at timestamptz NOT NULL CHECK (received_at BETWEEN '0001-01-01Z' AND '9999-12-31Z'),
     UNIQUE (device, id)
 );
 CREATE INDEX messages_received_at ON messages (received_at);
 
 CREATE TABLE events (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    at timestamptz NOT NULL,
+    at timestamptz NOT NULL CHECK (at BETWEEN '0001-01-01Z' AND '9999-12-31Z'),
     gateway text NOT NULL,
     device text COLLATE "C",
     kind text NOT NULL,
@@ -101,7 +102,7 @@ CREATE TABLE changes (
     xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
     kind text NOT NULL CHECK (kind IN ('device', 'fleet', 'kick')),
     subject text COLLATE "C" NOT NULL,
-    at timestamptz NOT NULL DEFAULT now()
+    at timestamptz NOT NULL DEFAULT now() CHECK (at BETWEEN '0001-01-01Z' AND '9999-12-31Z')
 );
 CREATE INDEX changes_xid ON changes (xid, id);
 CREATE INDEX changes_at ON changes (at);

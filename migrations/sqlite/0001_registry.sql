@@ -12,7 +12,7 @@ CREATE TABLE fleets (
     policy TEXT NOT NULL CHECK (json_valid(policy) AND json_type(policy) = 'object'),
     limits TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(limits) AND json_type(limits) = 'object'),
     created TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
-        CHECK (created GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]:[0-9][0-9]:[0-9][0-9].[0-9][0-9][0-9]Z')
+        CHECK (created IS strftime('%Y-%m-%dT%H:%M:%fZ', created))
 ) STRICT, WITHOUT ROWID;
 -- Ids that differ only in case are one id: a file system or a reader may fold them.
 CREATE UNIQUE INDEX fleets_one_case ON fleets (lower(id));
@@ -27,7 +27,7 @@ CREATE TABLE devices (
     reason TEXT,
     attributes TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(attributes) AND json_type(attributes) = 'object'),
     created TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
-        CHECK (created GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]:[0-9][0-9]:[0-9][0-9].[0-9][0-9][0-9]Z')
+        CHECK (created IS strftime('%Y-%m-%dT%H:%M:%fZ', created))
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX devices_one_case ON devices (lower(id));
 CREATE INDEX devices_fleet ON devices (fleet, id);
@@ -40,14 +40,14 @@ CREATE TABLE certificates (
     device TEXT NOT NULL REFERENCES devices (id),
     renewed_from TEXT REFERENCES certificates (fingerprint),
     not_before TEXT NOT NULL
-        CHECK (not_before GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]:[0-9][0-9]:[0-9][0-9].[0-9][0-9][0-9]Z'),
+        CHECK (not_before IS strftime('%Y-%m-%dT%H:%M:%fZ', not_before)),
     not_after TEXT NOT NULL
-        CHECK (not_after GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]:[0-9][0-9]:[0-9][0-9].[0-9][0-9][0-9]Z')
+        CHECK (not_after IS strftime('%Y-%m-%dT%H:%M:%fZ', not_after))
         CHECK (not_before < not_after),
     status TEXT NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'superseded', 'revoked')),
     -- The end of its grace. Without one a superseded certificate would hold until it expires.
     valid_until TEXT
-        CHECK (valid_until GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]:[0-9][0-9]:[0-9][0-9].[0-9][0-9][0-9]Z')
+        CHECK (valid_until IS strftime('%Y-%m-%dT%H:%M:%fZ', valid_until))
         CHECK (status <> 'superseded' OR valid_until IS NOT NULL),
     reason TEXT,
     UNIQUE (issuer, serial)
@@ -63,7 +63,7 @@ CREATE TABLE hmac_keys (
     sealed BLOB NOT NULL CHECK (length(sealed) > 0),
     state TEXT NOT NULL CHECK (state IN ('pending', 'active', 'grace', 'retired')),
     grace_until TEXT
-        CHECK (grace_until GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]:[0-9][0-9]:[0-9][0-9].[0-9][0-9][0-9]Z')
+        CHECK (grace_until IS strftime('%Y-%m-%dT%H:%M:%fZ', grace_until))
         CHECK (state <> 'grace' OR grace_until IS NOT NULL),
     PRIMARY KEY (device, version)
 ) STRICT, WITHOUT ROWID;

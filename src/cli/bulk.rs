@@ -14,6 +14,7 @@ use doorward_pki::bundle::{BulkLine, PrivateKeyPem};
 use doorward_pki::{Fingerprint, Leaf};
 use doorward_proto::ids::DeviceId;
 use indicatif::{ProgressBar, ProgressStyle};
+use rustix::fs::OFlags;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::json;
@@ -31,6 +32,12 @@ use crate::registry::{NewCertificate, NewDevice, Registry, RegistryError};
 const BATCH: usize = 500;
 /// A line is about 3 KiB; one of this length is not ours.
 const MAX_LINE: usize = 64 << 10;
+
+/// Neither another's file by a link, nor a wait for whoever opens the other end of a pipe.
+fn own_file() -> i32 {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    flags.bits().cast_signed()
+}
 
 /// One run, begun now or earlier.
 struct Run<'a> {
@@ -84,8 +91,10 @@ impl Run<'_> {
             .append(true)
             .create(true)
             .mode(SECRET)
+            .custom_flags(own_file())
             .open(&part)
             .map_err(|error| self.failed(&part, &error))?;
+        self.refuse_strange(&file, &part)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -155,13 +164,36 @@ impl Run<'_> {
 
     /// `FILE` is there: whatever of it the registry lacks is added.
     async fn go_through_finished(&self) -> Result<usize, Failure> {
-        let file = File::open(&self.file).map_err(|error| self.failed(&self.file, &error))?;
+        let mut options = OpenOptions::new();
+        let opened = options.read(true).custom_flags(own_file()).open(&self.file);
+        let file = opened.map_err(|error| self.failed(&self.file, &error))?;
+        self.refuse_strange(&file, &self.file)?;
+        // As it was made; somebody may have opened it to all since.
+        file.set_permissions(Permissions::from_mode(SECRET))
+            .map_err(|error| self.failed(&self.file, &error))?;
         let length = file.metadata().map_err(|error| self.failed(&self.file, &error))?.len();
         let (lines, whole) = self.read(file, &self.file)?;
         if lines.len() != self.ids.len() || whole != length {
             return Err(self.another(&self.file, &format!("it has {} devices", lines.len())));
         }
         self.commit_missing(lines).await
+    }
+
+    /// Keys are written into a file of our own alone: in a folder that others may write to, somebody may have put another
+    /// thing under its name.
+    fn refuse_strange(&self, file: &File, path: &Path) -> Outcome {
+        let metadata = file.metadata().map_err(|error| self.failed(path, &error))?;
+        if !metadata.is_file() {
+            return Err(Failure::new(format!("{} is no regular file", path.display()))
+                .next("name another file with --out"));
+        }
+        let why = if metadata.uid() != rustix::process::geteuid().as_raw() {
+            "it belongs to somebody else"
+        } else {
+            return Ok(());
+        };
+        Err(Failure::refused(format!("{}: {why}; no key is written into it", path.display()))
+            .next("remove it, or name another file with --out"))
     }
 
     fn part(&self) -> PathBuf {

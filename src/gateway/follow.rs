@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use doorward_proto::close::Close;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::Gateway;
 use super::mailbox::Ending;
 use super::sessions::Handle;
 use crate::clock;
 use crate::identity;
-use crate::registry::{Change, Position};
+use crate::registry::{Change, Position, RegistryError};
 
 /// The longest wait for a wake-up before the feed is read all the same.
 const POLL: Duration = Duration::from_millis(500);
@@ -64,7 +64,7 @@ async fn look(
     gateway: &Gateway,
     position: &mut Position,
     marked: &mut Marked,
-) -> Result<bool, crate::registry::RegistryError> {
+) -> Result<bool, RegistryError> {
     let mark = |marked: &mut Marked, handles: Vec<Arc<Handle>>| {
         marked.extend(handles.into_iter().map(|handle| (Arc::clone(&handle.id), handle)));
     };
@@ -90,13 +90,26 @@ async fn look(
     mark(marked, suspects.clone());
     // One that cannot be looked up stays marked, and is looked up again.
     let waiting: Vec<Arc<Handle>> = marked.values().cloned().collect();
+    let mut failed = None;
     for handle in waiting {
-        if let Err(error) = judge_again(gateway, &handle).await {
-            // Not forgotten: the next look begins with them.
-            suspects.iter().for_each(|suspect| suspect.suspect.store(true, Ordering::SeqCst));
-            return Err(error);
+        // Each for itself: what one row holds keeps no other from being judged.
+        match judge_again(gateway, &handle).await {
+            Ok(()) => {}
+            Err(RegistryError::Corrupt(why)) => {
+                error!(connection = %handle.id, device = %handle.device, %why, "the device's record cannot be read; its session ends");
+                handle.mailbox.put_ending(Ending::now(Close::Internal));
+            }
+            Err(error) => {
+                failed = Some(error);
+                continue;
+            }
         }
         marked.remove(&handle.id);
+    }
+    if let Some(error) = failed {
+        // Not forgotten: the next look begins with them.
+        suspects.iter().for_each(|suspect| suspect.suspect.store(true, Ordering::SeqCst));
+        return Err(error);
     }
     for handle in suspects {
         // The registry lets the device in, but another session is its newest: on another gateway.
@@ -105,10 +118,11 @@ async fn look(
     Ok(news.more)
 }
 
-async fn judge_again(gateway: &Gateway, handle: &Handle) -> Result<(), crate::registry::RegistryError> {
-    let record = gateway.registry.look_up(&handle.certificate).await?;
+async fn judge_again(gateway: &Gateway, handle: &Handle) -> Result<(), RegistryError> {
+    let mut record = gateway.registry.look_up(&handle.certificate).await?;
     let now = clock::now().wall;
-    if let Some(record) = &record {
+    if let Some(record) = &mut record {
+        record.end_by(handle.certificate_ends);
         handle.moved_to(&record.fleet);
     }
     let judged = match &record {

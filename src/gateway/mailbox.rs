@@ -12,6 +12,8 @@ use crate::sink::Stored;
 
 /// Messages of subscriptions that wait for one session; one more and it reads too slowly.
 const MAX_DELIVERIES: usize = 256;
+/// Bytes of them; one alone may be larger.
+const MAX_DELIVERY_BYTES: usize = 256 << 10;
 
 /// What became of a publish.
 #[derive(Debug)]
@@ -67,6 +69,7 @@ struct Inside {
     mail: Mail,
     /// What its subscriptions brought, until the session has room for it.
     deliveries: VecDeque<Arc<Message>>,
+    delivery_bytes: usize,
 }
 
 impl Mailbox {
@@ -84,6 +87,7 @@ impl Mailbox {
     pub(crate) fn next_delivery(&self) -> Option<Arc<Message>> {
         let mut inside = self.lock();
         let message = inside.deliveries.pop_front();
+        inside.delivery_bytes -= message.as_deref().map_or(0, bytes);
         if inside.deliveries.is_empty() {
             inside.deliveries = VecDeque::new();
         }
@@ -114,7 +118,10 @@ impl Mailbox {
     /// A message of a subscription.
     pub(crate) fn put_delivery(&self, message: Arc<Message>) {
         let mut inside = self.lock();
-        if inside.deliveries.len() < MAX_DELIVERIES {
+        let waiting = inside.delivery_bytes + bytes(&message);
+        let fits = waiting <= MAX_DELIVERY_BYTES || inside.deliveries.is_empty();
+        if inside.deliveries.len() < MAX_DELIVERIES && fits {
+            inside.delivery_bytes = waiting;
             inside.deliveries.push_back(message);
         } else {
             inside.mail.close.get_or_insert(Ending::now(Close::SlowReader));
@@ -131,5 +138,40 @@ impl Mailbox {
         }
         drop(inside);
         self.wake();
+    }
+}
+
+/// What a message takes while it waits.
+fn bytes(message: &Message) -> usize {
+    message.data.get().len() + message.ch.len() + size_of::<Message>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_subscription_brings_is_bounded_by_bytes_too() {
+        let message = |length: usize| {
+            Arc::new(Message {
+                ch: "a".to_owned(),
+                data: serde_json::value::to_raw_value(&"x".repeat(length)).unwrap(),
+                id: doorward_proto::ids::MessageId::new("m").unwrap(),
+                from: doorward_proto::ids::DeviceId::new("d").unwrap(),
+            })
+        };
+        let mailbox = Mailbox::default();
+        // One alone may be larger than all together.
+        mailbox.put_delivery(message(2 * MAX_DELIVERY_BYTES));
+        assert_eq!(mailbox.take().close, None);
+        assert!(mailbox.next_delivery().is_some());
+        for _ in 0..4 {
+            mailbox.put_delivery(message(MAX_DELIVERY_BYTES / 5));
+        }
+        assert_eq!(mailbox.take().close, None);
+        mailbox.put_delivery(message(MAX_DELIVERY_BYTES / 4));
+        assert_eq!(mailbox.take().close, Some(Ending::now(Close::SlowReader)));
+        while mailbox.next_delivery().is_some() {}
+        assert_eq!(mailbox.lock().delivery_bytes, 0);
     }
 }

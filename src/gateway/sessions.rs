@@ -25,6 +25,8 @@ pub(crate) struct Handle {
     pub(crate) fleet: Mutex<FleetId>,
     /// By which certificate.
     pub(crate) certificate: Fingerprint,
+    /// When that ends, as it says itself.
+    pub(crate) certificate_ends: time::OffsetDateTime,
     /// The key version that the gateway was asked to sign with.
     pub(crate) key: Option<KeyVersion>,
     /// Where mail goes.
@@ -210,6 +212,7 @@ mod tests {
             device: DeviceId::new(device).unwrap(),
             fleet: Mutex::new(FleetId::new("default").unwrap()),
             certificate: Fingerprint::of(id.as_bytes()),
+            certificate_ends: time::OffsetDateTime::UNIX_EPOCH,
             key: None,
             mailbox: Mailbox::default(),
             heard_ms: AtomicI64::new(0),

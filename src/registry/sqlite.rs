@@ -22,7 +22,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Transaction};
+use sqlx::{ConnectOptions, Connection, Transaction};
 use time::OffsetDateTime;
 
 use super::shared::{ATTEMPTS, Phase, within};
@@ -63,8 +63,13 @@ impl Sqlite {
             .disable_statement_logging();
         let read_only = options.clone().read_only(true);
         let durable = options.journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
+        // A full disk or an I/O error makes SQLite roll back by itself; the driver's own ROLLBACK then fails, and it counts
+        // that connection as inside a transaction for ever. Such a one is closed, and the next caller has a fresh one.
         let pool = |connections| {
-            SqlitePoolOptions::new().max_connections(connections).acquire_timeout(QUERY_DEADLINE)
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(QUERY_DEADLINE)
+                .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
         };
         Ok(Self {
             writer: pool(1).connect_lazy_with(durable),

@@ -1,6 +1,7 @@
 //! What waits for the writer. Bounded: publishes by number, everything else by the number of devices.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use doorward_proto::ids::DeviceId;
@@ -22,6 +23,17 @@ pub(crate) struct Sink {
     most: usize,
     queue: Mutex<Queue>,
     filled: Notify,
+    /// Publishes have waited in vain: until the store writes again only one at a time waits, to find out.
+    stalled: AtomicBool,
+}
+
+/// Why a publish is not in the queue.
+#[derive(Debug)]
+pub(crate) enum NoRoom {
+    /// The queue is full; the waker is called when it may not be.
+    Full(Box<Job>),
+    /// The store is away: waiting would be in vain, and what is behind it would grow stale.
+    Stalled(Box<Job>),
 }
 
 #[derive(Debug, Default)]
@@ -53,7 +65,7 @@ impl Queue {
 impl Sink {
     /// A sink for so many publishes at once.
     pub(crate) fn new(most: usize) -> Self {
-        Self { most, queue: Mutex::default(), filled: Notify::new() }
+        Self { most, queue: Mutex::default(), filled: Notify::new(), stalled: AtomicBool::new(false) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -62,13 +74,16 @@ impl Sink {
     }
 
     /// A publish, or the publish back where there is no room; `waker` is called when there may be.
-    pub(crate) fn push(&self, job: Job, waker: &Waker) -> Result<(), Box<Job>> {
+    pub(crate) fn push(&self, job: Job, waker: &Waker) -> Result<(), NoRoom> {
         let mut queue = self.lock();
+        if !queue.jobs.is_empty() && self.stalled.load(Ordering::SeqCst) {
+            return Err(NoRoom::Stalled(Box::new(job)));
+        }
         let bytes = queue.bytes + job.bytes();
         // One always finds room, however large.
         if queue.jobs.len() >= self.most || (bytes > MAX_BYTES && !queue.jobs.is_empty()) {
             queue.waiting.push(waker.clone());
-            return Err(Box::new(job));
+            return Err(NoRoom::Full(Box::new(job)));
         }
         queue.bytes = bytes;
         queue.jobs.push_back(job);
@@ -110,6 +125,11 @@ impl Sink {
         }
         drop(queue);
         self.filled.notify_one();
+    }
+
+    /// Whether publishes wait in vain.
+    pub(super) fn set_stalled(&self, stalled: bool) {
+        self.stalled.store(stalled, Ordering::SeqCst);
     }
 
     /// Whether nothing waits.

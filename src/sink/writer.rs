@@ -71,6 +71,7 @@ impl Writer {
         loop {
             let error = match self.try_to_write(&batch).await {
                 Ok(fates) => {
+                    self.sink.set_stalled(false);
                     if std::mem::take(&mut self.away) {
                         info!("the store is back");
                     }
@@ -94,6 +95,7 @@ impl Writer {
                 batch.messages.clear();
                 ambiguous = false;
             } else if !ambiguous && waiting.iter().any(|w| w.since < old) {
+                self.sink.set_stalled(true);
                 unavailable(waiting.drain(..).map(|w| (w.receipt, w.session)));
                 batch.messages.clear();
             }
@@ -122,7 +124,11 @@ impl Writer {
     /// Nothing was kept of what has waited too long for its turn.
     fn give_up_the_old(&self) {
         let old = clock::now().monotonic.saturating_sub(self.patience);
-        unavailable(self.sink.take_older(old).into_iter().map(|job| (job.receipt, job.session)));
+        let old = self.sink.take_older(old);
+        if !old.is_empty() {
+            self.sink.set_stalled(true);
+        }
+        unavailable(old.into_iter().map(|job| (job.receipt, job.session)));
     }
 
     async fn tell(&self, fates: Vec<Fate>, messages: Vec<NewMessage>, waiting: Vec<Waiting>) {

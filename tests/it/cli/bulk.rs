@@ -12,7 +12,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::json;
 
-use crate::support::command::{Desk, Ran, mode, signal, until};
+use crate::support::command::{Desk, Ran, chmod, mode, signal, until};
 use crate::support::database::Database;
 
 use super::on_both;
@@ -262,4 +262,21 @@ fn it_stays_quiet_where_nobody_watches() {
     let ran = desk.run(&line_of(600)).done();
     assert_eq!(ran.out, "");
     assert_eq!(ran.err, "600 devices are registered; their credentials are in bulk.jsonl\n");
+}
+
+#[test]
+fn no_key_goes_through_a_link_or_into_a_pipe() {
+    let desk = Desk::new();
+    let victim = desk.write("victim", "what was there\n");
+    chmod(&victim, 0o644);
+    std::os::unix::fs::symlink("victim", desk.path("a.jsonl.part")).unwrap();
+    desk.run("device add --count 3 --prefix a --out a.jsonl").fails(1, &["a.jsonl.part"]);
+    assert_eq!((fs::read_to_string(&victim).unwrap().as_str(), mode(&victim)), ("what was there\n", 0o644));
+    std::os::unix::fs::symlink("victim", desk.path("b.jsonl")).unwrap();
+    desk.run("device add --count 3 --prefix b --out b.jsonl").fails(1, &["b.jsonl"]);
+    assert_eq!(mode(&victim), 0o644);
+    let made = std::process::Command::new("mkfifo").arg(desk.path("c.jsonl.part")).status().unwrap();
+    assert!(made.success());
+    desk.run("device add --count 3 --prefix c --out c.jsonl").fails(1, &["c.jsonl.part is no regular file"]);
+    assert_eq!(desk.run("device list --json").json(), json!([]));
 }

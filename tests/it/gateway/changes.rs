@@ -1,6 +1,7 @@
 //! What changes in the registry changes sessions, at once and without a gap.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use doorward::clock;
@@ -162,4 +163,53 @@ async fn a_device_suspended_right_after_its_upgrade_says_nothing_more() {
         }
     }
     eventually("nobody is here", async || house.gateway.devices() == 0).await;
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_ends_its_own_session_alone() {
+    let house = House::start().await;
+    let mut devices = Vec::new();
+    for n in 0..12 {
+        let credentials = house.add_device(&format!("d{n}")).await;
+        devices.push(Device::prove(&house, &credentials).await);
+    }
+    // In one transaction: all are judged in one look, in whatever order.
+    house
+        .db
+        .execute(
+            "UPDATE devices SET reason = CAST(x'ff' AS TEXT) WHERE id = 'd3';
+             UPDATE devices SET status = 'revoked' WHERE id IN ('d1', 'd5', 'd7', 'd9')",
+        )
+        .await
+        .unwrap();
+    for (n, device) in devices.iter_mut().enumerate() {
+        match n {
+            3 => drop(device.closed_with_bye(1011).await),
+            1 | 5 | 7 | 9 => drop(device.closed_with_bye(4003).await),
+            _ => {
+                let seq = device.publish("m1", json!(1)).await;
+                device.acked(seq).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_does_not_open_ends_its_session_as_our_fault() {
+    let house = House::start().await;
+    let credentials = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &credentials).await;
+    house.db.execute("UPDATE hmac_keys SET sealed = x'00'").await.unwrap();
+    device.closed_with_bye(1011).await;
+}
+
+#[tokio::test]
+async fn a_gateway_whose_follower_has_died_serves_nobody() {
+    let (mut house, hooked) = hooked::house(|_| {}).await;
+    let credentials = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &credentials).await;
+    hooked.panic_in_changes.store(true, Ordering::SeqCst);
+    device.closed_with_bye(1001).await;
+    let error = house.failed().await.to_string();
+    assert!(error.contains("a part of the gateway has failed"), "{error}");
 }

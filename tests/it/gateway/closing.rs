@@ -230,7 +230,7 @@ async fn who_does_not_read_what_it_subscribed_to_is_closed() {
     let seq = device.say(json!({ "op": "subscribe", "ch": "devices/press-7/#" })).await;
     device.acked(seq).await;
     let counters = house.gateway.counters();
-    let text = "x".repeat(30_000);
+    let text = "x".repeat(20_000);
     // Until the kernel's buffers and the gateway's are full.
     for n in 0..2000 {
         if counters.closed_for(Close::SlowReader) == 1 {
@@ -268,4 +268,25 @@ async fn a_commit_whose_outcome_stays_unknown_ends_the_session_and_says_nothing_
     let seq = device.publish("m1", json!(1)).await;
     device.acked(seq).await;
     assert_eq!(house.stored_as("m1").await, 1);
+}
+
+#[tokio::test]
+async fn the_parts_of_a_message_are_signs_of_life() {
+    use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+    use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+    let house = House::with(|config| config.session.heartbeat = seconds(1)).await;
+    let credentials = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &credentials).await;
+    let members = device.to_publish("m1", json!(1));
+    let claims = device.claims(members).to_string();
+    let frame = device.signer.sign(claims.as_bytes());
+    // It answers no ping meanwhile: it is in the middle of its own frame.
+    let parts: Vec<&[u8]> = frame.as_bytes().chunks(frame.len() / 9).collect();
+    for (n, part) in parts.iter().enumerate() {
+        let code = OpCode::Data(if n == 0 { Data::Text } else { Data::Continue });
+        let part = Frame::message(part.to_vec(), code, n + 1 == parts.len());
+        device.send_frame(Message::Frame(part)).await;
+        tokio::time::sleep(Duration::from_millis(450)).await;
+    }
+    device.expect("ack").await;
 }

@@ -63,6 +63,8 @@ pub(super) struct Hooked {
     /// Look-ups wait here with their answer in hand: it may be old by the time they pass.
     pub(super) look_ups: Gate,
     pub(super) fail_look_ups: AtomicBool,
+    /// Whoever follows the feed dies of it.
+    pub(super) panic_in_changes: AtomicBool,
     /// Writes wait here before they begin.
     pub(super) writes: Gate,
     pub(super) fail_writes: Mutex<Option<Failure>>,
@@ -82,6 +84,7 @@ pub(super) async fn house_on(db: Database, edit: impl FnOnce(&mut Config)) -> (H
         inner: Arc::clone(&db.registry),
         look_ups: Gate::new(),
         fail_look_ups: AtomicBool::new(false),
+        panic_in_changes: AtomicBool::new(false),
         writes: Gate::new(),
         fail_writes: Mutex::new(None),
         batches: Mutex::new(Vec::new()),
@@ -136,6 +139,7 @@ impl Registry for Hooked {
         self.inner.position().await
     }
     async fn read_changes(&self, position: &mut Position) -> Result<News> {
+        assert!(!self.panic_in_changes.load(Ordering::SeqCst), "the test says so");
         self.inner.read_changes(position).await
     }
     async fn changed(&self, patience: Duration) -> Result<()> {

@@ -207,3 +207,46 @@ async fn the_end_of_a_session_during_an_outage_is_written_after_it() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn while_the_store_stalls_nothing_grows_stale() {
+    let (house, hooked) = hooked::house(|config| {
+        config.session.max_skew = seconds(20);
+        config.limits.undecided = 4;
+    })
+    .await;
+    let credentials = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &credentials).await;
+    *hooked.fail_writes.lock().unwrap() = Some(Failure::Unavailable);
+    for n in 0..100 {
+        device.publish(&format!("m{n}"), json!(n)).await;
+    }
+    // Four wait in vain; the others are told so at once, long before their time runs out behind them.
+    for _ in 0..100 {
+        let (_, error, retry_after) = device.rejected().await;
+        assert_eq!((error.as_str(), retry_after.is_number()), ("unavailable", true));
+    }
+    *hooked.fail_writes.lock().unwrap() = None;
+    let seq = device.publish("m0", json!(0)).await;
+    device.acked(seq).await;
+}
+
+#[tokio::test]
+async fn a_transaction_that_sqlite_rolled_back_by_itself_costs_one_try() {
+    // As it does when the disk is full; the driver does not hear of it.
+    let house = House::with(|config| config.session.max_skew = seconds(20)).await;
+    let credentials = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &credentials).await;
+    let full = "CREATE TRIGGER full BEFORE INSERT ON messages BEGIN SELECT RAISE(ROLLBACK, 'full'); END";
+    house.db.execute(full).await.unwrap();
+    device.publish("m1", json!(1)).await;
+    device.rejected().await;
+    house.db.execute("DROP TRIGGER full").await.unwrap();
+    eventually("the store is back", async || {
+        let seq = device.publish("m1", json!(1)).await;
+        let answer = device.next().await;
+        let _ = seq;
+        matches!(answer, Heard::Message(message) if message["op"] == "ack")
+    })
+    .await;
+}

@@ -154,6 +154,11 @@ impl House {
         self.stop.cancel();
     }
 
+    /// Waits for an end that is a failure.
+    pub(crate) async fn failed(&mut self) -> RegistryError {
+        within("the end of serve", &mut self.serving).await.unwrap().unwrap_err()
+    }
+
     /// Waits for the end of the drain.
     pub(crate) async fn ended(&mut self) {
         within("the end of serve", &mut self.serving).await.unwrap().unwrap();
