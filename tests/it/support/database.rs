@@ -7,8 +7,8 @@
 //! - `lock`, exclusive: who starts, finds or stops the server;
 //! - `users`, shared, for as long as a test process lives: while anybody has it the server stays.
 //!
-//! Everything is in one directory below the system's temporary one. Data files stay there for the next run (making them
-//! takes longer than starting on them); databases do not. The server listens on a free port of 127.0.0.1, trusts
+//! Everything is in one directory below the system's temporary one. A pristine cluster stays there, and each start is on a
+//! copy of it: making one takes longer, and so does dropping the databases of an earlier run. The server listens on a free port of 127.0.0.1, trusts
 //! everybody and does not sync: its files are worth nothing. Needs Postgres's programs (Debian: `postgresql`) in
 //! `/usr/lib/postgresql/*/bin` or the PATH; as root, `runuser` and a user `postgres`, because Postgres refuses root.
 
@@ -215,15 +215,20 @@ start() {
         -c unix_socket_directories='' -c fsync=off -c full_page_writes=off -c max_connections=300 \
         -c max_prepared_transactions=8 -c shared_buffers=64MB -c autovacuum=off -c log_min_messages=fatal" start
 }
-fresh() {
-    rm -rf "$place/data" && mkdir "$place/data" && chmod 700 "$place/data" || exit 1
-    [ -z "$as" ] || chown postgres "$place/data" || exit 1
-    run "$bin/initdb" -D "$place/data" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync || exit 1
+# Made once, and copied at each start: to drop what hundreds of tests have left would take a minute.
+pristine() {
+    version=$("$bin/postgres" --version)
+    [ "$(cat "$place/pristine/made" 2>/dev/null)" = "$version" ] && return
+    rm -rf "$place/pristine" && mkdir "$place/pristine" && chmod 700 "$place/pristine" || exit 1
+    [ -z "$as" ] || chown postgres "$place/pristine" || exit 1
+    run "$bin/initdb" -D "$place/pristine" -U postgres -A trust -E UTF8 --locale=C.UTF-8 --no-sync || exit 1
+    echo "$version" >"$place/pristine/made"
 }
-[ -f "$place/data/PG_VERSION" ] || fresh
-start || { cat "$place/data/server.log"; run "$bin/pg_ctl" -D "$place/data" -m immediate stop; fresh; start; } || exit 1
-"$bin/psql" -h 127.0.0.1 -p "$port" -U postgres -At -c "SELECT format('DROP DATABASE %I;', datname) FROM pg_database WHERE datname LIKE 't\_%'" |
-    "$bin/psql" -h 127.0.0.1 -p "$port" -U postgres -q
+# What a run that was cut off has left.
+[ ! -f "$place/data/postmaster.pid" ] || run "$bin/pg_ctl" -D "$place/data" -m immediate stop
+pristine
+rm -rf "$place/data" && cp -a "$place/pristine" "$place/data" || exit 1
+start || { cat "$place/data/server.log"; exit 1; }
 echo "$port" >"$place/port"
 touch "$place/ready"
 trap - EXIT
