@@ -228,6 +228,12 @@ async fn admit_request<'a>(
     let named = leaf.common_name().ok().and_then(|name| DeviceId::new(name).ok());
     let watch = named.as_ref().map(|device| gateway.sessions.watch(device));
 
+    if gateway.is_stale() {
+        return Err(Denied::new(
+            Problem::Unavailable,
+            "the gateway has lost sight of its registry for too long",
+        ));
+    }
     let mut wanted = None;
     let mut request = Some(request);
     for _ in 0..MAX_LOOK_UPS {

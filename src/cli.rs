@@ -13,6 +13,7 @@ mod init;
 mod issue;
 mod message;
 mod output;
+mod receipt;
 mod session;
 
 use std::path::PathBuf;

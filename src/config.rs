@@ -62,6 +62,8 @@ pub struct Config {
     pub gateway: GatewaySection,
     /// Where the registry is.
     pub database: DatabaseSection,
+    /// What holds while the registry is away.
+    pub registry: RegistrySection,
     /// Certificates.
     pub tls: TlsSection,
     /// Bounds on connections and sessions.
@@ -94,6 +96,14 @@ pub struct GatewaySection {
 pub struct DatabaseSection {
     /// `sqlite://…` or `postgres://…`; empty: SQLite in the home.
     pub url: String,
+}
+
+/// `[registry]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistrySection {
+    /// How long sessions live on without news of the registry.
+    pub max_staleness: Span,
 }
 
 /// `[tls]`
@@ -180,6 +190,12 @@ impl Default for GatewaySection {
             origins: Vec::new(),
             drain: Span::seconds(20),
         }
+    }
+}
+
+impl Default for RegistrySection {
+    fn default() -> Self {
+        Self { max_staleness: Span::seconds(24 * 3600) }
     }
 }
 
@@ -329,6 +345,7 @@ impl Config {
             ("session.max_skew", self.session.max_skew, 20, 3600, "it must be 20s to 1h"),
             ("session.proof_within", self.session.proof_within, 1, 300, "it must be 1s to 5m"),
             ("gateway.drain", self.gateway.drain, 1, 600, "it must be 1s to 10m"),
+            ("registry.max_staleness", self.registry.max_staleness, 0, 366 * 86_400, "it must be 0s to 366d"),
             // A message's id is remembered as long as the message: the dedupe window of the protocol.
             ("messages.keep", self.messages.keep, 600, 36_500 * 86_400, "it must be at least 10m"),
         ] {

@@ -243,6 +243,11 @@ impl Connection {
             if self.held.is_some() || self.ending.is_some() || self.session.undecided() >= most {
                 return None;
             }
+            // Decided while this very wake-up was reading: not one frame more.
+            if self.handle.mailbox.is_over() {
+                self.take_mail(now);
+                return None;
+            }
             let message = match Pin::new(&mut self.ws).poll_next(cx) {
                 Poll::Pending => return None,
                 Poll::Ready(None) => return Some(Ended::Theirs(None)),

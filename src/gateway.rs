@@ -25,10 +25,10 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::config::{self, Config, ConfigError};
-use crate::home::Home;
+use crate::home::{self, FileError, Home};
 use crate::identity::Granter;
 use crate::metrics::Counters;
-use crate::registry::{Registry, RegistryError};
+use crate::registry::{Enrolment, Registry, RegistryError};
 use crate::route::Routes;
 use crate::sink::{self, Sink};
 use crate::tls::{self, TlsError};
@@ -43,12 +43,18 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 /// Why a gateway does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// Its home.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Its certificates.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// Its registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// The operating system's random bytes.
+    #[error(transparent)]
+    Entropy(#[from] entropy::NoEntropy),
 }
 
 /// Why the configuration was not taken again.
@@ -81,6 +87,10 @@ pub struct Gateway {
     suspects: Arc<Notify>,
     draining: AtomicBool,
     ready: watch::Sender<bool>,
+    /// What is known of the registry is too old to let anybody in by.
+    stale: AtomicBool,
+    /// This run, in the registry.
+    instance: String,
     home: Home,
 }
 
@@ -125,6 +135,8 @@ impl Gateway {
             suspects: Arc::new(Notify::new()),
             draining: AtomicBool::new(false),
             ready: watch::Sender::new(false),
+            stale: AtomicBool::new(false),
+            instance: format!("{}.{:032x}", home_id(&home)?, u128::from_be_bytes(entropy::random()?)),
             config,
             home,
         }))
@@ -159,6 +171,11 @@ impl Gateway {
         let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
     }
 
+    /// Whether what is known of the registry is older than `registry.max_staleness`.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
     }
@@ -168,7 +185,8 @@ impl Gateway {
 /// `bye` and 1001, what is stored is committed.
 ///
 /// # Errors
-/// [`RegistryError`] where the feed's position cannot be read at the start: without it no change would be seen.
+/// [`RegistryError`] where the feed's position cannot be read at the start: without it no change would be seen; and where
+/// another gateway takes this one's name.
 pub async fn serve(
     gateway: Arc<Gateway>,
     listener: TcpListener,
@@ -176,6 +194,16 @@ pub async fn serve(
 ) -> Result<(), RegistryError> {
     // The position first: what changes from here on is followed, what was before is read by look-ups.
     let position = gateway.registry.position().await?;
+    let name = &gateway.settings.gateway;
+    let enrolment = Enrolment {
+        name: Arc::clone(name),
+        instance: gateway.instance.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+        address: listener.local_addr().map(|address| address.to_string()).unwrap_or_default(),
+        may_serve: follow::may_serve(gateway.config.registry.max_staleness.0),
+    };
+    // Before the first device is let in, so that no act overlooks this gateway.
+    gateway.registry.enrol(&enrolment).await?;
     let left = gateway.registry.forget_sessions(&gateway.settings.gateway).await?;
     if left > 0 {
         info!(sessions = left, "sessions of an earlier run have been closed in the registry");
@@ -190,9 +218,10 @@ pub async fn serve(
         suspects: Arc::clone(&gateway.suspects),
         away: false,
     };
+    let lost = CancellationToken::new();
     let mut parts = JoinSet::new();
     parts.spawn(sink::run(writer, stop_writer.clone()));
-    parts.spawn(follow::run(Arc::clone(&gateway), position, stop.clone()));
+    parts.spawn(follow::run(Arc::clone(&gateway), position, stop.clone(), lost.clone()));
     parts.spawn(upkeep::run(Arc::clone(&gateway), stop.clone()));
     parts.spawn(accept::run(Arc::clone(&gateway), listener, stop.clone()));
     gateway.ready.send_replace(true);
@@ -202,15 +231,30 @@ pub async fn serve(
         () = shutdown.cancelled() => None,
         Some(ended) = parts.join_next() => Some(ended.err().map_or_else(|| "it ended".to_owned(), |e| e.to_string())),
     };
-    if let Some(why) = &failed {
+    if let Some(why) = &failed
+        && !lost.is_cancelled()
+    {
         error!(%why, "a part of the gateway has failed; it drains and ends");
     }
     drain(&gateway).await;
     stop.cancel();
     stop_writer.cancel();
-    let ended = async { while parts.join_next().await.is_some() {} };
-    if tokio::time::timeout(FLUSH_WITHIN, ended).await.is_err() {
-        warn!("the store did not take what was under way before the drain ended; it was never acked");
+    let ended = async {
+        while parts.join_next().await.is_some() {}
+        gateway.registry.sign_off(name, &gateway.instance).await
+    };
+    match tokio::time::timeout(FLUSH_WITHIN, ended).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            warn!(%error, "this gateway could not sign off; receipts count it until it may serve no more");
+        }
+        Err(_) => {
+            warn!("the store did not take what was under way before the drain ended; it was never acked");
+        }
+    }
+    if lost.is_cancelled() {
+        let words = format!("another gateway has taken the name '{name}'; give each its own gateway.name");
+        return Err(RegistryError::Refused(words));
     }
     match failed {
         None => Ok(()),
@@ -241,6 +285,26 @@ async fn drain(gateway: &Arc<Gateway>) {
         }
     }
     info!("drained");
+}
+
+/// The home's own name, made at its first start: a gateway that starts again may take the place of its earlier run.
+fn home_id(home: &Home) -> Result<String, StartError> {
+    let path = home.state().join("id");
+    for _ in 0..2 {
+        match home::read(&path) {
+            Ok(id) => return Ok(id.trim().to_owned()),
+            Err(FileError::Missing(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        home::make_folder(&home.state())?;
+        let id = format!("{:032x}\n", u128::from_be_bytes(entropy::random()?));
+        match home::write_new(&path, &id, home::PUBLIC) {
+            // Another start was quicker: its name counts.
+            Ok(()) | Err(FileError::Exists(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(home::read(&path)?.trim().to_owned())
 }
 
 /// Names for sessions and messages come from the operating system's generator; this asks it once at the start.

@@ -6,6 +6,7 @@
 pub mod postgres;
 pub mod sqlite;
 
+mod gateways;
 mod shared;
 mod url;
 
@@ -18,6 +19,7 @@ use doorward_pki::identity::Fingerprint;
 use doorward_proto::ids::{DeviceId, FleetId, KeyVersion, MessageId};
 use time::OffsetDateTime;
 
+pub use gateways::{Acted, Applied, Enrolment, GatewayStatus, Mark};
 pub use url::{DatabaseUrl, UrlError};
 
 /// How long a gateway waits for the registry. A session that cannot be judged by then is refused with 503.
@@ -497,6 +499,8 @@ pub struct News {
     pub gap: bool,
     /// More is waiting: read again at once.
     pub more: bool,
+    /// What has taken effect once all of this has, and no more is waiting.
+    pub applied: Applied,
 }
 
 /// The registry. Every method has a deadline of its own and ends with [`RegistryError::Unavailable`] when it passes.
@@ -524,6 +528,18 @@ pub trait Registry: Send + Sync + 'static {
     /// Writes a batch in one transaction; the answer has one fate for each message, in order.
     /// [`RegistryError::Unknown`] when the commit's outcome is unknown: writing the same batch again is safe.
     async fn write(&self, batch: &Batch) -> Result<Vec<Fate>>;
+    /// Takes a gateway's name for this run: before the first device is let in, so that no act overlooks it. Refused while
+    /// a gateway of another home may still serve under it: a receipt would leave that one out.
+    async fn enrol(&self, gateway: &Enrolment) -> Result<()>;
+    /// Reports what has taken effect, and that the gateway lives. `false` where the name has become another run's.
+    async fn report(&self, name: &str, instance: &str, applied: &Applied) -> Result<bool>;
+    /// The gateway serves nobody any more.
+    async fn sign_off(&self, name: &str, instance: &str) -> Result<()>;
+    /// Forgets a gateway that is gone for good, though it has not signed off: no receipt counts it any more.
+    async fn remove_gateway(&self, name: &str) -> Result<()>;
+    /// All gateways that ever served, in the order of names; with a mark, whether each has confirmed it.
+    async fn gateways(&self, mark: Option<Mark>) -> Result<Vec<GatewayStatus>>;
+
     /// Ends what a crashed run of this gateway left in `presence`.
     async fn forget_sessions(&self, gateway: &str) -> Result<u64>;
     /// Deletes up to `limit` messages received before `before`; how many it deleted.
@@ -538,7 +554,7 @@ pub trait Registry: Send + Sync + 'static {
     /// One fleet.
     async fn fleet(&self, id: &FleetId) -> Result<Option<Fleet>>;
     /// Sets a fleet's policy, which the caller has checked.
-    async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Done>;
+    async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Acted>;
 
     /// Adds devices: all of them or none. [`RegistryError::Exists`] names the first that exists.
     async fn add_devices(&self, devices: &[NewDevice]) -> Result<()>;
@@ -549,9 +565,9 @@ pub trait Registry: Send + Sync + 'static {
     /// One device with all that is its.
     async fn device(&self, id: &DeviceId) -> Result<Option<DeviceDetail>>;
     /// Suspends, resumes or revokes. [`RegistryError::Refused`] for any act on a revoked device but `Revoke`.
-    async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Done>;
+    async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Acted>;
     /// Ends the device's session, wherever it is. [`RegistryError::Refused`] for a revoked device.
-    async fn kick(&self, id: &DeviceId) -> Result<()>;
+    async fn kick(&self, id: &DeviceId) -> Result<Acted>;
 
     /// Live sessions that were heard at or after `fresh`, in the order of device ids.
     async fn sessions(&self, fresh: OffsetDateTime) -> Result<Vec<Presence>>;

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use super::failure::{Failure, Outcome};
 use super::issue::{self, Credentials, Issuer};
+use super::receipt::{self, Wait};
 use super::{Shared, bulk, output};
 use crate::home::{self, FileError, PUBLIC, SECRET};
 use crate::registry::{
@@ -53,6 +54,8 @@ pub(super) enum Device {
         /// Why, for those who ask later
         #[arg(long, value_parser = parse_reason)]
         reason: String,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Let a suspended device in again
     #[command(after_help = "Example:\n  doorward device resume press-7")]
@@ -68,6 +71,8 @@ pub(super) enum Device {
         /// Why, for those who ask later
         #[arg(long, value_parser = parse_reason)]
         reason: String,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Write a device's bundle again, without its private key
     #[command(after_help = "Example:\n  doorward device bundle press-7 --out bundles")]
@@ -83,6 +88,8 @@ pub(super) enum Device {
     Kick {
         /// Its id
         id: DeviceId,
+        #[command(flatten)]
+        wait: Wait,
     },
 }
 
@@ -144,17 +151,18 @@ impl Device {
             Self::Add(add) => add_one(add, shared).await,
             Self::List { fleet, status } => list(shared, fleet.as_ref(), *status).await,
             Self::Show { id } => show(shared, id).await,
-            Self::Suspend { id, reason } => act(shared, id, Act::Suspend, Some(reason)).await,
-            Self::Resume { id } => act(shared, id, Act::Resume, None).await,
-            Self::Revoke { id, reason } => act(shared, id, Act::Revoke, Some(reason)).await,
+            Self::Suspend { id, reason, wait } => {
+                act(shared, id, Act::Suspend, Some(reason), Some(wait)).await
+            }
+            Self::Resume { id } => act(shared, id, Act::Resume, None, None).await,
+            Self::Revoke { id, reason, wait } => act(shared, id, Act::Revoke, Some(reason), Some(wait)).await,
             Self::Bundle { id, out } => bundle(shared, id, out).await,
-            Self::Kick { id } => {
-                shared.registry().await?.kick(id).await?;
-                if shared.json {
-                    return output::json(&json!({ "device": id, "kicked": true }));
-                }
-                output::say(format!("the session of device '{id}' ends, wherever it is"));
-                Ok(())
+            Self::Kick { id, wait } => {
+                let registry = shared.registry().await?;
+                let acted = registry.kick(id).await?;
+                let words = format!("device '{id}' was kicked");
+                let json = shared.json.then(|| json!({ "device": id, "kicked": true }));
+                receipt::finish(&*registry, &acted, Some(id), wait, &words, json).await
             }
         }
     }
@@ -264,21 +272,36 @@ fn write_bundle(
     written.map(|()| folder)
 }
 
-async fn act(shared: &Shared, id: &DeviceId, act: Act, reason: Option<&String>) -> Outcome {
-    let done = shared.registry().await?.set_status(id, act, reason.map(String::as_str)).await?;
-    let (status, effect) = match act {
-        Act::Suspend => ("suspended", "; its live session ends"),
-        Act::Resume => ("active", ""),
-        Act::Revoke => ("revoked", " for good; its live session ends"),
+async fn act(
+    shared: &Shared,
+    id: &DeviceId,
+    act: Act,
+    reason: Option<&String>,
+    wait: Option<&Wait>,
+) -> Outcome {
+    let registry = shared.registry().await?;
+    let acted = registry.set_status(id, act, reason.map(String::as_str)).await?;
+    let status = match act {
+        Act::Suspend => "suspended",
+        Act::Resume => "active",
+        Act::Revoke => "revoked",
     };
-    if shared.json {
-        return output::json(&json!({ "device": id, "status": status, "changed": done == Done::Changed }));
+    let words = match (acted.done, act) {
+        (Done::Changed, Act::Revoke) => format!("device '{id}' is revoked for good"),
+        (Done::Changed, _) => format!("device '{id}' is {status}"),
+        (Done::Already, _) => format!("device '{id}' was {status} already"),
+    };
+    let changed = acted.done == Done::Changed;
+    let json = shared.json.then(|| json!({ "device": id, "status": status, "changed": changed }));
+    match (wait, json) {
+        (Some(wait), json) => receipt::finish(&*registry, &acted, Some(id), wait, &words, json).await,
+        // A resumed device comes back by itself: nobody has to be waited for.
+        (None, Some(json)) => output::json(&json),
+        (None, None) => {
+            output::say(words);
+            Ok(())
+        }
     }
-    match done {
-        Done::Changed => output::say(format!("device '{id}' is {status}{effect}")),
-        Done::Already => output::say(format!("device '{id}' was {status} already")),
-    }
-    Ok(())
 }
 
 async fn list(shared: &Shared, fleet: Option<&FleetId>, status: Option<DeviceStatus>) -> Outcome {

@@ -20,12 +20,19 @@ pub(super) struct Failure {
     code: u8,
     what: String,
     next: Option<String>,
+    /// It was done all the same: these words come first.
+    done: bool,
 }
 
 impl Failure {
     /// It failed (1).
     pub(super) fn new(what: impl Into<String>) -> Self {
-        Self { code: 1, what: what.into(), next: None }
+        Self { code: 1, what: what.into(), next: None, done: false }
+    }
+
+    /// It was done, but not everybody has confirmed it (1).
+    pub(super) fn unconfirmed(what: impl Into<String>) -> Self {
+        Self { done: true, ..Self::new(what) }
     }
 
     /// The command line cannot be meant (2).
@@ -70,9 +77,10 @@ impl Failure {
 
     /// Says so on standard error.
     pub(super) fn report(&self) -> ExitCode {
-        output::say(format!("error: {}", self.what));
+        let (lead, indent) = if self.done { ("", "") } else { ("error: ", "       ") };
+        output::say(format!("{lead}{}", self.what));
         if let Some(next) = &self.next {
-            output::say(format!("       {next}"));
+            output::say(format!("{indent}{next}"));
         }
         ExitCode::from(self.code)
     }
@@ -126,8 +134,10 @@ impl From<TlsError> for Failure {
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         match error {
+            StartError::File(error) => error.into(),
             StartError::Tls(error) => error.into(),
             StartError::Registry(error) => error.into(),
+            StartError::Entropy(error) => error.into(),
         }
     }
 }

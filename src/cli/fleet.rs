@@ -9,6 +9,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::failure::{Failure, Outcome};
+use super::receipt::{self, Wait};
 use super::{Shared, output};
 use crate::registry::{self, Done};
 
@@ -41,6 +42,8 @@ pub(super) enum Fleet {
         id: FleetId,
         /// The policy, a JSON file
         file: PathBuf,
+        #[command(flatten)]
+        wait: Wait,
     },
 }
 
@@ -53,29 +56,28 @@ impl Fleet {
                     None => policy::DEFAULT.to_owned(),
                 };
                 shared.registry().await?.add_fleet(id, &text).await?;
-                done(shared, id, "added", true)
+                added(shared, id)
             }
             Self::List => list(shared).await,
             Self::Show { id } => show(shared, id).await,
-            Self::Policy { id, file } => {
+            Self::Policy { id, file, wait } => {
                 let text = read_policy(file)?;
-                let changed = shared.registry().await?.set_policy(id, &text).await? == Done::Changed;
-                done(
-                    shared,
-                    id,
-                    if changed { "follows its new policy" } else { "has this policy already" },
-                    changed,
-                )
+                let registry = shared.registry().await?;
+                let acted = registry.set_policy(id, &text).await?;
+                let changed = acted.done == Done::Changed;
+                let words = if changed { "follows its new policy" } else { "has this policy already" };
+                let json = shared.json.then(|| json!({ "fleet": id, "changed": changed }));
+                receipt::finish(&*registry, &acted, None, wait, &format!("fleet '{id}' {words}"), json).await
             }
         }
     }
 }
 
-fn done(shared: &Shared, id: &FleetId, words: &str, changed: bool) -> Outcome {
+fn added(shared: &Shared, id: &FleetId) -> Outcome {
     if shared.json {
-        return output::json(&json!({ "fleet": id, "changed": changed }));
+        return output::json(&json!({ "fleet": id, "changed": true }));
     }
-    output::say(format!("fleet '{id}' {words}"));
+    output::say(format!("fleet '{id}' added"));
     Ok(())
 }
 

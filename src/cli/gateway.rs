@@ -1,10 +1,13 @@
-//! `gateway run`.
+//! `gateway run`, `gateway list`.
 
+use std::fs::{File, OpenOptions, TryLockError};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::Duration;
 
 use clap::Subcommand;
 use doorward_pki::{MasterKey, SealError};
+use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,8 +17,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::failure::{Failure, Outcome};
 use super::{Shared, issue, output};
-use crate::gateway;
-use crate::registry::{DeviceFilter, KeyState, Registry};
+use crate::home::{self, Home, SECRET};
+use crate::registry::{DeviceFilter, GatewayStatus, KeyState, Registry};
+use crate::{clock, gateway};
 
 /// Connections that the kernel holds for us.
 const BACKLOG: i32 = 4096;
@@ -23,6 +27,8 @@ const BACKLOG: i32 = 4096;
 const OTHER_FILES: u64 = 64;
 /// Devices whose keys are tried before the gateway starts.
 const SAMPLE: u32 = 8;
+/// A gateway reports every 5 s.
+const SILENT_AFTER: Duration = Duration::from_secs(15);
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Gateway {
@@ -34,68 +40,160 @@ pub(super) enum Gateway {
         #[arg(long, value_name = "ADDR")]
         listen: Option<SocketAddr>,
     },
+    /// Forget a gateway that is gone for good: no receipt counts it any more
+    #[command(after_help = "Example:\n  doorward gateway remove gateway-2")]
+    Remove {
+        /// Its name
+        name: String,
+    },
+    /// Who serves, and what each has applied
+    #[command(after_help = "Example:\n  doorward gateway list --json")]
+    List,
 }
 
 impl Gateway {
     pub(super) async fn run(&self, shared: &Shared) -> Outcome {
-        let Self::Run { listen } = self;
-        start_log()?;
-        let home = shared.home();
-        let config = shared.config()?;
-        let address = listen.unwrap_or(config.gateway.listen);
-        let master = issue::master_key(&home)?;
-        let registry = shared.registry().await?;
-        check_master(&*registry, &master).await?;
-        gateway::check_entropy()?;
-        raise_file_limit(config.limits.connections);
-        let drain = config.gateway.drain.0;
-        let gateway = gateway::Gateway::new(config, home, registry, master).await?;
+        match self {
+            Self::Run { listen } => run(shared, *listen).await,
+            Self::List => list(shared).await,
+            Self::Remove { name } => remove(shared, name).await,
+        }
+    }
+}
 
-        // Signals first: one that comes from now on drains instead of killing.
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
-        let listener = listen_on(address)?;
-        let local = listener.local_addr()?;
+async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
+    start_log()?;
+    let home = shared.home();
+    let config = shared.config()?;
+    let address = listen.unwrap_or(config.gateway.listen);
+    let master = issue::master_key(&home)?;
+    // For as long as this process lives: two on one home would take each other's name.
+    let _lock = hold(&home)?;
+    let registry = shared.registry().await?;
+    check_master(&*registry, &master).await?;
+    gateway::check_entropy()?;
+    raise_file_limit(config.limits.connections);
+    let drain = config.gateway.drain.0;
+    let gateway = gateway::Gateway::new(config, home, registry, master).await?;
 
-        let shutdown = CancellationToken::new();
-        let mut serving =
-            tokio::spawn(gateway::serve(std::sync::Arc::clone(&gateway), listener, shutdown.clone()));
-        let mut listening = false;
-        loop {
-            tokio::select! {
-                // Said once it is true: whoever waits for the line may connect.
-                () = gateway.ready(), if !listening => {
-                    listening = true;
-                    output::say(format!("listening on {local}"));
+    // Signals first: one that comes from now on drains instead of killing.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let listener = listen_on(address)?;
+    let local = listener.local_addr()?;
+
+    let shutdown = CancellationToken::new();
+    let mut serving =
+        tokio::spawn(gateway::serve(std::sync::Arc::clone(&gateway), listener, shutdown.clone()));
+    let mut listening = false;
+    loop {
+        tokio::select! {
+            // Said once it is true: whoever waits for the line may connect.
+            () = gateway.ready(), if !listening => {
+                listening = true;
+                output::say(format!("listening on {local}"));
+            }
+            ended = &mut serving => {
+                return match ended {
+                    Ok(result) => result.map_err(Failure::from),
+                    Err(error) => Err(Failure::new(format!("the gateway has failed: {error}"))),
+                };
+            }
+            _ = terminate.recv() => shutdown.cancel(),
+            _ = interrupt.recv() => {
+                if shutdown.is_cancelled() {
+                    return Err(Failure::new("interrupted twice; the drain was cut short"));
                 }
-                ended = &mut serving => {
-                    return match ended {
-                        Ok(result) => result.map_err(Failure::from),
-                        Err(error) => Err(Failure::new(format!("the gateway has failed: {error}"))),
-                    };
-                }
-                _ = terminate.recv() => shutdown.cancel(),
-                _ = interrupt.recv() => {
-                    if shutdown.is_cancelled() {
-                        return Err(Failure::new("interrupted twice; the drain was cut short"));
-                    }
-                    shutdown.cancel();
-                }
-                _ = hangup.recv() => match gateway.reload() {
-                    Ok(others) if others.is_empty() => info!("configuration and certificates read again"),
-                    Ok(others) => warn!(
-                        keys = others.join(", "),
-                        "certificates read again; these keys have changed too, and take effect at the next start"
-                    ),
-                    Err(error) => warn!(%error, "configuration and certificates stand as they were"),
-                },
-                // The drain is bounded by itself; this is the bound on that.
-                () = async { shutdown.cancelled().await; tokio::time::sleep(drain + Duration::from_secs(10)).await } => {
-                    return Err(Failure::new("the drain did not end in time"));
-                }
+                shutdown.cancel();
+            }
+            _ = hangup.recv() => match gateway.reload() {
+                Ok(others) if others.is_empty() => info!("configuration and certificates read again"),
+                Ok(others) => warn!(
+                    keys = others.join(", "),
+                    "certificates read again; these keys have changed too, and take effect at the next start"
+                ),
+                Err(error) => warn!(%error, "configuration and certificates stand as they were"),
+            },
+            // The drain is bounded by itself; this is the bound on that.
+            () = async { shutdown.cancelled().await; tokio::time::sleep(drain + Duration::from_secs(10)).await } => {
+                return Err(Failure::new("the drain did not end in time"));
             }
         }
+    }
+}
+
+async fn remove(shared: &Shared, name: &str) -> Outcome {
+    shared.registry().await?.remove_gateway(name).await?;
+    if shared.json {
+        return output::json(&json!({ "gateway": name, "removed": true }));
+    }
+    output::say(format!(
+        "gateway '{}' is forgotten; if it still runs, it ends within seconds",
+        output::plain(name)
+    ));
+    Ok(())
+}
+
+async fn list(shared: &Shared) -> Outcome {
+    let gateways = shared.registry().await?.gateways(None).await?;
+    let state = |gateway: &GatewayStatus| match gateway {
+        GatewayStatus { signed_off: Some(_), .. } => "ended",
+        GatewayStatus { may_serve: false, .. } => "gone",
+        // Two reports have not come.
+        _ if clock::utc() - gateway.heartbeat > SILENT_AFTER => "silent",
+        _ => "serving",
+    };
+    if shared.json {
+        let rows: Vec<_> = gateways
+            .iter()
+            .map(|g| {
+                json!({
+                    "gateway": g.name, "state": state(g), "version": g.version, "address": g.address,
+                    "since": output::time(g.since), "heartbeat": output::time(g.heartbeat),
+                    "may_serve_until": g.signed_off.is_none().then(|| output::time(g.serves_until)),
+                    "signed_off": g.signed_off.map(output::time),
+                })
+            })
+            .collect();
+        return output::json(&rows);
+    }
+    let mut table =
+        output::table(["GATEWAY", "STATE", "VERSION", "ADDRESS", "SINCE", "HEARTBEAT", "MAY SERVE UNTIL"]);
+    for g in &gateways {
+        let until = if g.signed_off.is_some() { "-".to_owned() } else { output::time(g.serves_until) };
+        table.add_row([
+            output::plain(&g.name),
+            state(g).to_owned(),
+            output::plain(&g.version),
+            output::plain(&g.address),
+            output::time(g.since),
+            output::time(g.heartbeat),
+            until,
+        ]);
+    }
+    output::print_table(&table, "no gateway has served yet")
+}
+
+/// Takes the home for this process.
+fn hold(home: &Home) -> Result<File, Failure> {
+    let path = home.state().join("lock");
+    let failed = |error: std::io::Error| Failure::new(format!("cannot use {}: {error}", path.display()));
+    home::make_folder(&home.state())?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(SECRET)
+        .open(&path)
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(Failure::refused(format!("a gateway runs on {} already", home.path().display()))
+                .next("end that one first; another gateway needs a home of its own"))
+        }
+        Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }
 

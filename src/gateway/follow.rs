@@ -1,4 +1,4 @@
-//! Follows the registry: what changes there changes the sessions that it concerns.
+//! Follows the registry: what changes there changes the sessions that it concerns, and the registry is told once it has.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use doorward_proto::close::Close;
+use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -14,111 +15,221 @@ use super::mailbox::Ending;
 use super::sessions::Handle;
 use crate::clock;
 use crate::identity;
-use crate::registry::{Change, Position, RegistryError};
+use crate::registry::{Applied, Change, Position, QUERY_DEADLINE, RegistryError};
 
-/// The longest wait for a wake-up before the feed is read all the same.
+/// The longest wait for a wake-up before the feed is read all the same: what a lost wake-up costs.
 const POLL: Duration = Duration::from_millis(500);
 /// Between tries while the registry does not answer.
 const RETRY: Duration = Duration::from_millis(500);
+/// How often a gateway that has nothing to confirm says that it lives.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// Sessions judged at once. Fewer than the registry's connections: admissions go on meanwhile.
+const JUDGED_AT_ONCE: usize = 4;
+/// A confirmation waits this long for the sessions that end. They process nothing more either way.
+const GONE_WITHIN: Duration = Duration::from_secs(1);
+/// What may pass between the last report and the moment at which the gateway knows that it is cut off.
+const MARGIN: Duration = Duration::from_secs(REPORT_EVERY.as_secs() + 3 * QUERY_DEADLINE.as_secs());
+
+/// How long a gateway may serve after its last report, whatever happens.
+pub(super) fn may_serve(max_staleness: Duration) -> Duration {
+    max_staleness + MARGIN
+}
 
 /// Sessions to be judged again, by name, so that each is judged once.
 type Marked = HashMap<Arc<str>, Arc<Handle>>;
 
-/// Follows until it is stopped.
-pub(super) async fn run(gateway: Arc<Gateway>, mut position: Position, stop: CancellationToken) {
-    let mut marked = Marked::new();
-    let mut away = false;
+struct Follower {
+    gateway: Arc<Gateway>,
+    position: Position,
+    marked: Marked,
+    /// When the last report that arrived was begun, on the monotonic clock: until then everything was known.
+    known_at: Duration,
+    reported: bool,
+    away: bool,
+}
+
+/// Follows until it is stopped, or until another gateway has taken the name: then `lost` is cancelled.
+pub(super) async fn run(
+    gateway: Arc<Gateway>,
+    position: Position,
+    stop: CancellationToken,
+    lost: CancellationToken,
+) {
+    let mut follower = Follower {
+        gateway,
+        position,
+        marked: Marked::new(),
+        known_at: clock::now().monotonic,
+        reported: false,
+        away: false,
+    };
     loop {
-        let failed = match look(&gateway, &mut position, &mut marked).await {
-            Ok(more) => {
-                if std::mem::take(&mut away) {
-                    info!("the registry answers again; its changes have been read");
-                }
-                if more {
-                    continue;
-                }
+        let looked = tokio::select! {
+            looked = follower.look() => looked,
+            () = stop.cancelled() => return,
+        };
+        let failed = match looked {
+            Ok(Looked::More) => continue,
+            Ok(Looked::End) => {
+                follower.back();
                 false
             }
+            Ok(Looked::NameLost) => {
+                error!(
+                    gateway = %follower.gateway.settings.gateway,
+                    "another gateway has taken this name in the registry; give each its own gateway.name"
+                );
+                lost.cancel();
+                return;
+            }
             Err(error) => {
-                if !std::mem::replace(&mut away, true) {
-                    warn!(%error, "the registry does not answer; sessions go on as they are");
-                }
+                follower.cut_off(&error);
                 true
             }
         };
         let wait = async {
-            if failed || gateway.registry.changed(POLL).await.is_err() {
+            if failed || follower.gateway.registry.changed(POLL).await.is_err() {
                 tokio::time::sleep(RETRY).await;
             }
         };
         tokio::select! {
             () = wait => {}
-            () = gateway.suspects.notified() => {}
+            () = follower.gateway.suspects.notified() => {}
             () = stop.cancelled() => return,
         }
     }
 }
 
-/// Reads what is new and acts on it. Whether more is waiting.
-async fn look(
-    gateway: &Gateway,
-    position: &mut Position,
-    marked: &mut Marked,
-) -> Result<bool, RegistryError> {
-    let mark = |marked: &mut Marked, handles: Vec<Arc<Handle>>| {
-        marked.extend(handles.into_iter().map(|handle| (Arc::clone(&handle.id), handle)));
-    };
-    let news = gateway.registry.read_changes(position).await?;
-    if news.gap {
-        warn!(
-            "the registry's feed of changes has a gap (pruned, or a restored backup): every session is judged again"
-        );
-        mark(marked, gateway.sessions.all_changed());
-    }
-    for change in news.changes {
-        match change {
-            Change::Device(device) => mark(marked, gateway.sessions.device_changed(&device)),
-            Change::Fleet(fleet) => mark(marked, gateway.sessions.fleet_changed(&fleet)),
-            Change::Kick(device) => {
-                for handle in gateway.sessions.device_changed(&device) {
-                    handle.mailbox.put_ending(Ending::now(Close::Kicked));
+enum Looked {
+    /// More is waiting.
+    More,
+    /// All that there is has taken effect.
+    End,
+    /// The name is another's.
+    NameLost,
+}
+
+impl Follower {
+    /// Reads what is new, acts on it, and reports that it has.
+    async fn look(&mut self) -> Result<Looked, RegistryError> {
+        let began = clock::now().monotonic;
+        let gateway = Arc::clone(&self.gateway);
+        let news = gateway.registry.read_changes(&mut self.position).await?;
+        let fresh = news.gap || !news.changes.is_empty();
+        if news.gap {
+            warn!(
+                "the registry's feed of changes has a gap (pruned, or a restored backup): every session is judged again"
+            );
+            self.mark(gateway.sessions.all_changed());
+        }
+        let mut ended = Vec::new();
+        for change in news.changes {
+            match change {
+                Change::Device(device) => self.mark(gateway.sessions.device_changed(&device)),
+                Change::Fleet(fleet) => self.mark(gateway.sessions.fleet_changed(&fleet)),
+                Change::Kick(device) => {
+                    for handle in gateway.sessions.device_changed(&device) {
+                        handle.mailbox.put_ending(Ending::now(Close::Kicked));
+                        ended.push(handle);
+                    }
                 }
             }
         }
+        let suspects = gateway.sessions.suspects();
+        self.mark(suspects.clone());
+        if let Err(error) = self.judge(&mut ended).await {
+            // Not forgotten: the next look begins with them.
+            suspects.iter().for_each(|suspect| suspect.suspect.store(true, Ordering::SeqCst));
+            return Err(error);
+        }
+        for handle in suspects {
+            // The registry lets the device in, but another session is its newest: on another gateway.
+            handle.mailbox.put_ending(Ending::now(Close::Superseded));
+        }
+        if news.more {
+            return Ok(Looked::More);
+        }
+        gateway.sessions.gone(&ended, GONE_WITHIN).await;
+        if fresh || !self.reported || began.saturating_sub(self.known_at) >= REPORT_EVERY {
+            return self.report(&news.applied, began).await;
+        }
+        Ok(Looked::End)
     }
-    let suspects = gateway.sessions.suspects();
-    mark(marked, suspects.clone());
-    // One that cannot be looked up stays marked, and is looked up again.
-    let waiting: Vec<Arc<Handle>> = marked.values().cloned().collect();
-    let mut failed = None;
-    for handle in waiting {
-        // Each for itself: what one row holds keeps no other from being judged.
-        match judge_again(gateway, &handle).await {
-            Ok(()) => {}
-            Err(RegistryError::Corrupt(why)) => {
-                error!(connection = %handle.id, device = %handle.device, %why, "the device's record cannot be read; its session ends");
-                handle.mailbox.put_ending(Ending::now(Close::Internal));
-            }
-            Err(error) => {
-                failed = Some(error);
-                continue;
+
+    fn mark(&mut self, handles: Vec<Arc<Handle>>) {
+        self.marked.extend(handles.into_iter().map(|handle| (Arc::clone(&handle.id), handle)));
+    }
+
+    /// Judges every marked session, each for itself: what one row holds keeps no other from being judged. One that cannot
+    /// be looked up stays marked, and is looked up again.
+    async fn judge(&mut self, ended: &mut Vec<Arc<Handle>>) -> Result<(), RegistryError> {
+        let gateway = &self.gateway;
+        let waiting: Vec<Arc<Handle>> = self.marked.values().cloned().collect();
+        let mut judged = futures_util::stream::iter(waiting)
+            .map(|handle| async move { (judge_again(gateway, &handle).await, handle) })
+            .buffer_unordered(JUDGED_AT_ONCE);
+        let mut failed = None;
+        while let Some((outcome, handle)) = judged.next().await {
+            match outcome {
+                Ok(lives) => {
+                    self.marked.remove(&handle.id);
+                    if !lives {
+                        ended.push(handle);
+                    }
+                }
+                Err(RegistryError::Corrupt(why)) => {
+                    error!(connection = %handle.id, device = %handle.device, %why, "the device's record cannot be read; its session ends");
+                    handle.mailbox.put_ending(Ending::now(Close::Internal));
+                    self.marked.remove(&handle.id);
+                    ended.push(handle);
+                }
+                Err(error) => failed = Some(error),
             }
         }
-        marked.remove(&handle.id);
+        failed.map_or(Ok(()), Err)
     }
-    if let Some(error) = failed {
-        // Not forgotten: the next look begins with them.
-        suspects.iter().for_each(|suspect| suspect.suspect.store(true, Ordering::SeqCst));
-        return Err(error);
+
+    async fn report(&mut self, applied: &Applied, began: Duration) -> Result<Looked, RegistryError> {
+        let name = &self.gateway.settings.gateway;
+        if !self.gateway.registry.report(name, &self.gateway.instance, applied).await? {
+            return Ok(Looked::NameLost);
+        }
+        (self.known_at, self.reported) = (began, true);
+        Ok(Looked::End)
     }
-    for handle in suspects {
-        // The registry lets the device in, but another session is its newest: on another gateway.
-        handle.mailbox.put_ending(Ending::now(Close::Superseded));
+
+    fn back(&mut self) {
+        self.gateway.stale.store(false, Ordering::SeqCst);
+        if std::mem::take(&mut self.away) {
+            info!("the registry answers again; its changes have been read");
+        }
     }
-    Ok(news.more)
+
+    /// What was known grows old: when it is too old, nobody is served by it any more.
+    fn cut_off(&mut self, error: &RegistryError) {
+        if !std::mem::replace(&mut self.away, true) {
+            warn!(%error, "the registry does not answer; sessions go on as they are");
+        }
+        let old = clock::now().monotonic.saturating_sub(self.known_at);
+        if old >= self.gateway.config.registry.max_staleness.0 {
+            if !self.gateway.stale.swap(true, Ordering::SeqCst) {
+                warn!(
+                    seconds = old.as_secs(),
+                    "what is known of the registry is older than registry.max_staleness: every session ends"
+                );
+            }
+            self.gateway.sessions.end_all(|| Ending {
+                close: Close::GoingAway,
+                // Spread: they all come back to a registry that has just been away.
+                retry_after: Some(fastrand::u64(5..=60)),
+                gently: false,
+            });
+        }
+    }
 }
 
-async fn judge_again(gateway: &Gateway, handle: &Handle) -> Result<(), RegistryError> {
+/// Whether the session lives on.
+async fn judge_again(gateway: &Gateway, handle: &Handle) -> Result<bool, RegistryError> {
     let mut record = gateway.registry.look_up(&handle.certificate).await?;
     let now = clock::now().wall;
     if let Some(record) = &mut record {
@@ -133,9 +244,10 @@ async fn judge_again(gateway: &Gateway, handle: &Handle) -> Result<(), RegistryE
             .and_then(|()| gateway.granter.grant(record, handle.key, now))
             .map_err(|denied| denied.problem.close()),
     };
+    let lives = judged.is_ok();
     match judged {
         Ok(grant) => handle.mailbox.put_grant(grant),
         Err(close) => handle.mailbox.put_ending(Ending::now(close)),
     }
-    Ok(())
+    Ok(lives)
 }

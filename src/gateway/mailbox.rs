@@ -1,6 +1,7 @@
 //! What the rest of the gateway tells a session: bounded, and gathered until the session looks.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use doorward_proto::close::Close;
@@ -62,6 +63,8 @@ impl Ending {
 pub(crate) struct Mailbox {
     inside: Mutex<Inside>,
     notify: Notify,
+    /// The session ends at once: asked before every frame.
+    over: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +84,11 @@ impl Mailbox {
     /// Everything that waits, but for what subscriptions brought.
     pub(crate) fn take(&self) -> Mail {
         std::mem::take(&mut self.lock().mail)
+    }
+
+    /// Whether the session is to end before another frame is looked at.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
     }
 
     /// The next message of a subscription.
@@ -135,6 +143,9 @@ impl Mailbox {
         let mut inside = self.lock();
         if inside.mail.close.is_none_or(|was| was.gently && !ending.gently) {
             inside.mail.close = Some(ending);
+        }
+        if !ending.gently {
+            self.over.store(true, Ordering::SeqCst);
         }
         drop(inside);
         self.wake();

@@ -7,10 +7,12 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use doorward_pki::identity::Fingerprint;
 use doorward_proto::close::Close;
 use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
+use tokio::sync::Notify;
 
 use super::mailbox::{Ending, Mailbox};
 
@@ -65,6 +67,8 @@ impl Entry {
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     entries: Mutex<HashMap<DeviceId, Entry>>,
+    /// Told whenever a session has left.
+    left: Notify,
 }
 
 /// An admission under way.
@@ -149,7 +153,31 @@ impl Sessions {
         if entry.is_empty() {
             entries.remove(&handle.device);
         }
+        drop(entries);
+        self.left.notify_waiters();
         was_proven
+    }
+
+    /// Waits until none of these is here any more, or for so long.
+    pub(crate) async fn gone(&self, handles: &[Arc<Handle>], patience: Duration) {
+        let all_gone = async {
+            loop {
+                // Listening begins before looking: who leaves in between is heard.
+                let left = self.left.notified();
+                if !handles.iter().any(|handle| self.has(handle)) {
+                    return;
+                }
+                left.await;
+            }
+        };
+        // They process nothing any more, whether they have left or not.
+        let _ = tokio::time::timeout(patience, all_gone).await;
+    }
+
+    fn has(&self, handle: &Arc<Handle>) -> bool {
+        let entries = self.lock();
+        let Some(entry) = entries.get(&handle.device) else { return false };
+        entry.proven.iter().chain(&entry.unproven).any(|other| Arc::ptr_eq(other, handle))
     }
 
     /// The device's row, certificates or keys have changed. Its sessions, to be judged again.

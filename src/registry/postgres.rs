@@ -5,6 +5,7 @@ mod devices;
 mod error;
 mod feed;
 mod fleets;
+mod gateways;
 mod rows;
 mod schema;
 mod store;
@@ -21,8 +22,9 @@ use time::OffsetDateTime;
 
 use super::shared::{Phase, within};
 use super::{
-    Act, Batch, DeviceDetail, DeviceFilter, DeviceSummary, Done, Fate, Fleet, MessageFilter, NewDevice, News,
-    OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Record, Registry, Result, StoredMessage,
+    Act, Acted, Applied, Batch, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet,
+    GatewayStatus, Mark, MessageFilter, NewDevice, News, OPERATOR_DEADLINE, Position, Presence,
+    QUERY_DEADLINE, Record, Registry, Result, StoredMessage,
 };
 
 /// How long the feed rests between two looks.
@@ -134,7 +136,7 @@ impl Registry for Postgres {
     }
 
     async fn position(&self) -> Result<Position> {
-        within(QUERY_DEADLINE, feed::end(self)).await
+        Ok(within(QUERY_DEADLINE, feed::end(self)).await?.0)
     }
 
     async fn read_changes(&self, position: &mut Position) -> Result<News> {
@@ -149,6 +151,26 @@ impl Registry for Postgres {
     async fn write(&self, batch: &Batch) -> Result<Vec<Fate>> {
         let phase = Phase::default();
         phase.within(QUERY_DEADLINE, store::write(self, &phase, batch)).await
+    }
+
+    async fn enrol(&self, gateway: &Enrolment) -> Result<()> {
+        within(QUERY_DEADLINE, gateways::enrol(self, gateway)).await
+    }
+
+    async fn report(&self, name: &str, instance: &str, applied: &Applied) -> Result<bool> {
+        within(QUERY_DEADLINE, gateways::report(self, name, instance, applied)).await
+    }
+
+    async fn sign_off(&self, name: &str, instance: &str) -> Result<()> {
+        within(QUERY_DEADLINE, gateways::sign_off(self, name, instance)).await
+    }
+
+    async fn remove_gateway(&self, name: &str) -> Result<()> {
+        within(OPERATOR_DEADLINE, gateways::remove(self, name)).await
+    }
+
+    async fn gateways(&self, mark: Option<Mark>) -> Result<Vec<GatewayStatus>> {
+        within(OPERATOR_DEADLINE, gateways::list(self, mark)).await
     }
 
     async fn forget_sessions(&self, gateway: &str) -> Result<u64> {
@@ -179,7 +201,7 @@ impl Registry for Postgres {
         Ok(within(OPERATOR_DEADLINE, fleets::read(self, Some(id))).await?.pop())
     }
 
-    async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Done> {
+    async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Acted> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, fleets::set_policy(self, &phase, id, policy)).await
     }
@@ -201,12 +223,12 @@ impl Registry for Postgres {
         within(OPERATOR_DEADLINE, devices::detail(self, id)).await
     }
 
-    async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Done> {
+    async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Acted> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, devices::set_status(self, &phase, id, act, reason)).await
     }
 
-    async fn kick(&self, id: &DeviceId) -> Result<()> {
+    async fn kick(&self, id: &DeviceId) -> Result<Acted> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, devices::kick(self, &phase, id)).await
     }

@@ -216,7 +216,7 @@ pub(super) fn change(kind: &str, subject: &str) -> Option<Change> {
 }
 
 /// A column that does not decode: the schema is not what this binary takes it for.
-pub(super) fn unreadable(error: &sqlx::Error) -> RegistryError {
+pub(super) fn unreadable(error: &impl std::fmt::Display) -> RegistryError {
     RegistryError::Corrupt(error.to_string())
 }
 

@@ -7,6 +7,7 @@ mod devices;
 mod error;
 mod feed;
 mod fleets;
+mod gateways;
 mod rows;
 mod schema;
 mod store;
@@ -27,9 +28,9 @@ use time::OffsetDateTime;
 
 use super::shared::{ATTEMPTS, Phase, within};
 use super::{
-    Access, Act, Batch, DeviceDetail, DeviceFilter, DeviceSummary, Done, Fate, Fleet, MessageFilter,
-    NewDevice, News, OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Record, Registry, RegistryError,
-    Result, StoredMessage,
+    Access, Act, Acted, Applied, Batch, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate,
+    Fleet, GatewayStatus, Mark, MessageFilter, NewDevice, News, OPERATOR_DEADLINE, Position, Presence,
+    QUERY_DEADLINE, Record, Registry, RegistryError, Result, StoredMessage,
 };
 
 const READERS: u32 = 4;
@@ -152,6 +153,30 @@ impl Registry for Sqlite {
         phase.within(QUERY_DEADLINE, store::write(self, &phase, batch)).await
     }
 
+    async fn enrol(&self, gateway: &Enrolment) -> Result<()> {
+        let phase = Phase::default();
+        phase.within(QUERY_DEADLINE, gateways::enrol(self, &phase, gateway)).await
+    }
+
+    async fn report(&self, name: &str, instance: &str, applied: &Applied) -> Result<bool> {
+        let phase = Phase::default();
+        phase.within(QUERY_DEADLINE, gateways::report(self, &phase, name, instance, applied)).await
+    }
+
+    async fn sign_off(&self, name: &str, instance: &str) -> Result<()> {
+        let phase = Phase::default();
+        phase.within(QUERY_DEADLINE, gateways::sign_off(self, &phase, name, instance)).await
+    }
+
+    async fn remove_gateway(&self, name: &str) -> Result<()> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, gateways::remove(self, &phase, name)).await
+    }
+
+    async fn gateways(&self, mark: Option<Mark>) -> Result<Vec<GatewayStatus>> {
+        within(OPERATOR_DEADLINE, gateways::list(self, mark)).await
+    }
+
     async fn forget_sessions(&self, gateway: &str) -> Result<u64> {
         let phase = Phase::default();
         phase.within(QUERY_DEADLINE, store::forget_sessions(self, &phase, gateway)).await
@@ -180,7 +205,7 @@ impl Registry for Sqlite {
         Ok(within(OPERATOR_DEADLINE, fleets::read(self, Some(id))).await?.pop())
     }
 
-    async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Done> {
+    async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Acted> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, fleets::set_policy(self, &phase, id, policy)).await
     }
@@ -202,12 +227,12 @@ impl Registry for Sqlite {
         within(OPERATOR_DEADLINE, devices::detail(self, id)).await
     }
 
-    async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Done> {
+    async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Acted> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, devices::set_status(self, &phase, id, act, reason)).await
     }
 
-    async fn kick(&self, id: &DeviceId) -> Result<()> {
+    async fn kick(&self, id: &DeviceId) -> Result<Acted> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, devices::kick(self, &phase, id)).await
     }

@@ -12,6 +12,13 @@ mod init;
 mod lost;
 mod message;
 mod passphrase;
+mod receipt;
+
+/// What a command says of its act, apart from where that has taken effect.
+fn without_receipt(mut value: serde_json::Value) -> serde_json::Value {
+    value.as_object_mut().unwrap().remove("receipt");
+    value
+}
 
 /// Runs each function with a fresh desk on a registry of each kind.
 macro_rules! on_both {

@@ -8,10 +8,10 @@ use time::OffsetDateTime;
 
 use super::super::shared::{Phase, clean, decide, device_id, fingerprint, gather, repeated, revoked};
 use super::super::{
-    Act, DeviceDetail, DeviceFilter, DeviceStatus, DeviceSummary, Done, NewDevice, Presence, RegistryError,
-    Result,
+    Act, Acted, DeviceDetail, DeviceFilter, DeviceStatus, DeviceSummary, Done, NewDevice, Presence,
+    RegistryError, Result,
 };
-use super::{Postgres, error, rows};
+use super::{Postgres, error, feed, rows};
 
 pub(super) async fn add(registry: &Postgres, phase: &Phase, devices: &[NewDevice]) -> Result<()> {
     if let Some(repeated) = repeated(devices) {
@@ -214,44 +214,54 @@ pub(super) async fn set_status(
     id: &DeviceId,
     act: Act,
     reason: Option<&str>,
-) -> Result<Done> {
+) -> Result<Acted> {
     let mut connection = registry.operator().await?;
     let mut transaction = connection.begin().await.map_err(error::read)?;
     let status = lock(&mut transaction, id).await?;
-    let next = match decide(id, status, act)? {
-        Ok(next) => next,
+    let done = match decide(id, status, act)? {
         Err(already) => {
-            transaction.rollback().await.map_err(error::read)?;
-            connection.release();
-            return Ok(already);
+            // Said again, so that the receipt is of now.
+            feed::note(&mut transaction, "device", id.as_str()).await?;
+            already
+        }
+        Ok(next) => {
+            sqlx::query("UPDATE devices SET status = $2, reason = $3 WHERE id = $1")
+                .bind(id.as_str())
+                .bind(next.as_str())
+                .bind(reason.map(clean).filter(|_| next != DeviceStatus::Active))
+                .execute(&mut *transaction)
+                .await
+                .map_err(error::read)?;
+            Done::Changed
         }
     };
-    sqlx::query("UPDATE devices SET status = $2, reason = $3 WHERE id = $1")
-        .bind(id.as_str())
-        .bind(next.as_str())
-        .bind(reason.map(clean).filter(|_| next != DeviceStatus::Active))
-        .execute(&mut *transaction)
-        .await
-        .map_err(error::read)?;
+    let acted = acted(&mut transaction, id, done).await?;
     phase.commit(transaction).await.map_err(error::commit)?;
     connection.release();
-    Ok(Done::Changed)
+    Ok(acted)
 }
 
-pub(super) async fn kick(registry: &Postgres, phase: &Phase, id: &DeviceId) -> Result<()> {
+pub(super) async fn kick(registry: &Postgres, phase: &Phase, id: &DeviceId) -> Result<Acted> {
     let mut connection = registry.operator().await?;
     let mut transaction = connection.begin().await.map_err(error::read)?;
     if lock(&mut transaction, id).await? == DeviceStatus::Revoked {
         return Err(revoked(id));
     }
-    sqlx::query("INSERT INTO changes (kind, subject) VALUES ('kick', $1)")
-        .bind(id.as_str())
-        .execute(&mut *transaction)
-        .await
-        .map_err(error::read)?;
+    feed::note(&mut transaction, "kick", id.as_str()).await?;
+    let acted = acted(&mut transaction, id, Done::Changed).await?;
     phase.commit(transaction).await.map_err(error::commit)?;
     connection.release();
-    Ok(())
+    Ok(acted)
+}
+
+async fn acted(connection: &mut PgConnection, id: &DeviceId, done: Done) -> Result<Acted> {
+    let session =
+        sqlx::query_scalar("SELECT session FROM presence WHERE device = $1 AND session IS NOT NULL")
+            .bind(id.as_str())
+            .fetch_optional(&mut *connection)
+            .await
+            .map_err(error::read)?;
+    Ok(Acted { done, mark: feed::mark(connection).await?, session })
 }
 
 /// The device's status, held until the transaction's end.

@@ -5,19 +5,20 @@
 //! remembered. No order of row ids would do: an id is drawn before its transaction commits.
 
 use sqlx::Row;
+use sqlx::postgres::PgConnection;
 
 use super::super::shared::{PAGE, change};
-use super::super::{News, Position, Result};
+use super::super::{Applied, Mark, News, Position, Result};
 use super::{Postgres, error, rows};
 
 /// The end of the feed: all that is decided, and of the rest what is visible. The rest of the rest will be news.
-pub(super) async fn end(registry: &Postgres) -> Result<Position> {
+pub(super) async fn end(registry: &Postgres) -> Result<(Position, Applied)> {
     let mut connection = registry.gateway().await?;
     let found = sqlx::query(
         "WITH snapshot AS MATERIALIZED (
-             SELECT pg_snapshot_xmin(s) AS xmin, pg_snapshot_xmax(s) AS xmax FROM pg_current_snapshot() AS s
+             SELECT s::text AS whole, pg_snapshot_xmin(s) AS xmin, pg_snapshot_xmax(s) AS xmax FROM pg_current_snapshot() AS s
          )
-         SELECT s.xmin::text::bigint AS low, coalesce((SELECT max(id) FROM changes), 0) AS last,
+         SELECT s.whole, s.xmin::text::bigint AS low, coalesce((SELECT max(id) FROM changes), 0) AS last,
                 c.id, c.xid::text::bigint AS xid
          FROM snapshot s LEFT JOIN changes c ON c.xid >= s.xmin AND c.xid < s.xmax",
     )
@@ -27,14 +28,16 @@ pub(super) async fn end(registry: &Postgres) -> Result<Position> {
     connection.release();
 
     let mut position = Position::default();
+    let mut applied = Applied::default();
     for row in &found {
+        applied = Applied(rows::get(row, "whole")?);
         position.low = rows::get(row, "low")?;
         position.last = rows::get(row, "last")?;
         if let Some(id) = rows::get::<Option<i64>>(row, "id")? {
             position.seen.insert((rows::get(row, "xid")?, id));
         }
     }
-    Ok(position)
+    Ok((position, applied))
 }
 
 pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result<News> {
@@ -48,7 +51,7 @@ pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result
     // transaction that we knew to be decided (a crash that lost unflushed transactions, whose xids came again).
     let found = sqlx::query(
         "WITH snapshot AS MATERIALIZED (
-             SELECT pg_snapshot_xmin(s) AS xmin, pg_snapshot_xmax(s) AS xmax, $1::text::xid8 AS low
+             SELECT s::text AS whole, pg_snapshot_xmin(s) AS xmin, pg_snapshot_xmax(s) AS xmax, $1::text::xid8 AS low
              FROM pg_current_snapshot() AS s
          ), fresh AS (
              SELECT c.id, c.xid, c.kind, c.subject
@@ -57,7 +60,7 @@ pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result
              ORDER BY c.xid, c.id
              LIMIT $4
          )
-         SELECT s.xmin::text::bigint AS xmin,
+         SELECT s.whole, s.xmin::text::bigint AS xmin,
                 s.xmin < s.low
                     OR EXISTS (SELECT FROM feed WHERE pruned >= s.low AND pruned < s.xmax AND pruned <> '0')
                     OR (SELECT last_value FROM changes_id_seq) < $3
@@ -79,6 +82,7 @@ pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result
     let mut next = position.clone();
     for (place, row) in (0i64..).zip(&found) {
         let xmin: i64 = rows::get(row, "xmin")?;
+        news.applied = Applied(rows::get(row, "whole")?);
         news.gap |= rows::get::<bool>(row, "gap")?;
         news.more = place == PAGE;
         if news.more {
@@ -99,8 +103,9 @@ pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result
         }
     }
     if news.gap {
-        *position = end(registry).await?;
-        return Ok(News { gap: true, ..News::default() });
+        let (end, applied) = end(registry).await?;
+        *position = end;
+        return Ok(News { gap: true, applied, ..News::default() });
     }
     if !news.more {
         next.low = found.first().map(|row| rows::get(row, "xmin")).transpose()?.unwrap_or(next.low);
@@ -108,4 +113,21 @@ pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result
     next.seen = next.seen.split_off(&(next.low, i64::MIN));
     *position = next;
     Ok(news)
+}
+
+/// A change row that no trigger writes.
+pub(super) async fn note(connection: &mut PgConnection, kind: &str, subject: &str) -> Result<()> {
+    sqlx::query("INSERT INTO changes (kind, subject) VALUES ($1, $2)")
+        .bind(kind)
+        .bind(subject)
+        .execute(connection)
+        .await
+        .map_err(error::read)?;
+    Ok(())
+}
+
+/// This transaction's place.
+pub(super) async fn mark(connection: &mut PgConnection) -> Result<Mark> {
+    let xid = sqlx::query_scalar("SELECT pg_current_xact_id()::text::bigint").fetch_one(connection).await;
+    xid.map(Mark).map_err(error::read)
 }

@@ -4,8 +4,8 @@ use doorward_proto::ids::FleetId;
 use sqlx::Connection;
 
 use super::super::shared::{Phase, count, fleet_id};
-use super::super::{Done, Fleet, RegistryError, Result};
-use super::{Postgres, error, rows};
+use super::super::{Acted, Done, Fleet, RegistryError, Result};
+use super::{Postgres, error, feed, rows};
 
 pub(super) async fn add(registry: &Postgres, phase: &Phase, id: &FleetId, policy: &str) -> Result<()> {
     let mut connection = registry.operator().await?;
@@ -61,7 +61,7 @@ pub(super) async fn set_policy(
     phase: &Phase,
     id: &FleetId,
     policy: &str,
-) -> Result<Done> {
+) -> Result<Acted> {
     let mut connection = registry.operator().await?;
     let mut transaction = connection.begin().await.map_err(error::read)?;
     let before: Option<String> = sqlx::query_scalar("SELECT policy FROM fleets WHERE id = $1 FOR UPDATE")
@@ -71,7 +71,11 @@ pub(super) async fn set_policy(
         .map_err(error::read)?;
     let done = match before {
         None => return Err(RegistryError::NotFound { kind: "fleet", id: id.to_string() }),
-        Some(before) if before == policy => Done::Already,
+        Some(before) if before == policy => {
+            // Said again, so that the receipt is of now.
+            feed::note(&mut transaction, "fleet", id.as_str()).await?;
+            Done::Already
+        }
         Some(_) => {
             sqlx::query("UPDATE fleets SET policy = $2 WHERE id = $1")
                 .bind(id.as_str())
@@ -82,7 +86,8 @@ pub(super) async fn set_policy(
             Done::Changed
         }
     };
+    let acted = Acted { done, mark: feed::mark(&mut transaction).await?, session: None };
     phase.commit(transaction).await.map_err(error::commit)?;
     connection.release();
-    Ok(done)
+    Ok(acted)
 }

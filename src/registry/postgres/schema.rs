@@ -7,8 +7,10 @@ use super::super::{Done, RegistryError, Result, SchemaError};
 use super::{Held, Postgres, error};
 
 fn migrations() -> Migrator {
-    let mut migrator =
-        migrator(&[("registry", include_str!("../../../migrations/postgres/0001_registry.sql"))]);
+    let mut migrator = migrator(&[
+        ("registry", include_str!("../../../migrations/postgres/0001_registry.sql")),
+        ("gateways", include_str!("../../../migrations/postgres/0002_gateways.sql")),
+    ]);
     migrator.create_schema("doorward");
     migrator
 }

@@ -11,12 +11,12 @@ use time::OffsetDateTime;
 
 use super::super::shared::{Phase, clean, decide, device_id, fingerprint, gather, repeated, revoked};
 use super::super::{
-    Act, DeviceDetail, DeviceFilter, DeviceStatus, DeviceSummary, Done, NewDevice, Presence, RegistryError,
-    Result,
+    Act, Acted, DeviceDetail, DeviceFilter, DeviceStatus, DeviceSummary, Done, NewDevice, Presence,
+    RegistryError, Result,
 };
 use super::rows::stamp;
 use super::store::json;
-use super::{Sqlite, error, rows};
+use super::{Sqlite, error, feed, rows};
 
 pub(super) async fn add(registry: &Sqlite, phase: &Phase, devices: &[NewDevice]) -> Result<()> {
     if let Some(repeated) = repeated(devices) {
@@ -203,39 +203,50 @@ pub(super) async fn set_status(
     id: &DeviceId,
     act: Act,
     reason: Option<&str>,
-) -> Result<Done> {
+) -> Result<Acted> {
     let mut transaction = registry.begin().await?;
     let status = lock(&mut transaction, id).await?;
-    let next = match decide(id, status, act)? {
-        Ok(next) => next,
+    let done = match decide(id, status, act)? {
         Err(already) => {
-            transaction.rollback().await.map_err(error::read)?;
-            return Ok(already);
+            // Said again, so that the receipt is of now.
+            feed::note(&mut transaction, "device", id.as_str()).await?;
+            already
+        }
+        Ok(next) => {
+            sqlx::query("UPDATE devices SET status = ?2, reason = ?3 WHERE id = ?1")
+                .bind(id.as_str())
+                .bind(next.as_str())
+                .bind(reason.map(clean).filter(|_| next != DeviceStatus::Active))
+                .execute(&mut *transaction)
+                .await
+                .map_err(error::read)?;
+            Done::Changed
         }
     };
-    sqlx::query("UPDATE devices SET status = ?2, reason = ?3 WHERE id = ?1")
-        .bind(id.as_str())
-        .bind(next.as_str())
-        .bind(reason.map(clean).filter(|_| next != DeviceStatus::Active))
-        .execute(&mut *transaction)
-        .await
-        .map_err(error::read)?;
+    let acted = acted(&mut transaction, id, done).await?;
     phase.commit(transaction).await.map_err(error::commit)?;
-    Ok(Done::Changed)
+    Ok(acted)
 }
 
-pub(super) async fn kick(registry: &Sqlite, phase: &Phase, id: &DeviceId) -> Result<()> {
+pub(super) async fn kick(registry: &Sqlite, phase: &Phase, id: &DeviceId) -> Result<Acted> {
     let mut transaction = registry.begin().await?;
     if lock(&mut transaction, id).await? == DeviceStatus::Revoked {
         return Err(revoked(id));
     }
-    sqlx::query("INSERT INTO changes (kind, subject) VALUES ('kick', ?1)")
-        .bind(id.as_str())
-        .execute(&mut *transaction)
-        .await
-        .map_err(error::read)?;
+    feed::note(&mut transaction, "kick", id.as_str()).await?;
+    let acted = acted(&mut transaction, id, Done::Changed).await?;
     phase.commit(transaction).await.map_err(error::commit)?;
-    Ok(())
+    Ok(acted)
+}
+
+async fn acted(connection: &mut SqliteConnection, id: &DeviceId, done: Done) -> Result<Acted> {
+    let session =
+        sqlx::query_scalar("SELECT session FROM presence WHERE device = ?1 AND session IS NOT NULL")
+            .bind(id.as_str())
+            .fetch_optional(&mut *connection)
+            .await
+            .map_err(error::read)?;
+    Ok(Acted { done, mark: feed::mark(connection).await?, session })
 }
 
 /// The device's status, held until the transaction's end.

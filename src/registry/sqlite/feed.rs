@@ -8,7 +8,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tokio::sync::Mutex;
 
 use super::super::shared::{PAGE, change};
-use super::super::{News, Position, Result};
+use super::super::{Applied, Mark, News, Position, Result};
 use super::{Sqlite, error, rows};
 
 /// How often the file is asked whether anyone has written.
@@ -108,8 +108,31 @@ pub(super) async fn read(registry: &Sqlite, position: &mut Position) -> Result<N
     }
     if news.gap {
         *position = end(registry).await?;
-        return Ok(News { gap: true, ..News::default() });
+        return Ok(News { gap: true, applied: applied(position), ..News::default() });
     }
     *position = Position { low, seen: BTreeSet::new(), last: low };
+    news.applied = applied(position);
     Ok(news)
+}
+
+fn applied(position: &Position) -> Applied {
+    Applied(position.low.to_string())
+}
+
+/// A change row that no trigger writes.
+pub(super) async fn note(connection: &mut SqliteConnection, kind: &str, subject: &str) -> Result<()> {
+    sqlx::query("INSERT INTO changes (kind, subject) VALUES (?1, ?2)")
+        .bind(kind)
+        .bind(subject)
+        .execute(connection)
+        .await
+        .map_err(error::read)?;
+    Ok(())
+}
+
+/// The end of what this transaction has changed: it is the only writer.
+pub(super) async fn mark(connection: &mut SqliteConnection) -> Result<Mark> {
+    let last =
+        sqlx::query_scalar("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0)");
+    last.fetch_one(connection).await.map(Mark).map_err(error::read)
 }

@@ -3,8 +3,8 @@
 use doorward_proto::ids::FleetId;
 
 use super::super::shared::{Phase, count, fleet_id};
-use super::super::{Done, Fleet, RegistryError, Result};
-use super::{Sqlite, error, rows};
+use super::super::{Acted, Done, Fleet, RegistryError, Result};
+use super::{Sqlite, error, feed, rows};
 
 pub(super) async fn add(registry: &Sqlite, phase: &Phase, id: &FleetId, policy: &str) -> Result<()> {
     let mut transaction = registry.begin().await?;
@@ -52,7 +52,12 @@ pub(super) async fn read(registry: &Sqlite, id: Option<&FleetId>) -> Result<Vec<
     found.iter().map(fleet).collect()
 }
 
-pub(super) async fn set_policy(registry: &Sqlite, phase: &Phase, id: &FleetId, policy: &str) -> Result<Done> {
+pub(super) async fn set_policy(
+    registry: &Sqlite,
+    phase: &Phase,
+    id: &FleetId,
+    policy: &str,
+) -> Result<Acted> {
     let mut transaction = registry.begin().await?;
     let before: Option<String> = sqlx::query_scalar("SELECT policy FROM fleets WHERE id = ?1")
         .bind(id.as_str())
@@ -61,7 +66,11 @@ pub(super) async fn set_policy(registry: &Sqlite, phase: &Phase, id: &FleetId, p
         .map_err(error::read)?;
     let done = match before {
         None => return Err(RegistryError::NotFound { kind: "fleet", id: id.to_string() }),
-        Some(before) if before == policy => Done::Already,
+        Some(before) if before == policy => {
+            // Said again, so that the receipt is of now.
+            feed::note(&mut transaction, "fleet", id.as_str()).await?;
+            Done::Already
+        }
         Some(_) => {
             sqlx::query("UPDATE fleets SET policy = ?2 WHERE id = ?1")
                 .bind(id.as_str())
@@ -72,6 +81,7 @@ pub(super) async fn set_policy(registry: &Sqlite, phase: &Phase, id: &FleetId, p
             Done::Changed
         }
     };
+    let acted = Acted { done, mark: feed::mark(&mut transaction).await?, session: None };
     phase.commit(transaction).await.map_err(error::commit)?;
-    Ok(done)
+    Ok(acted)
 }

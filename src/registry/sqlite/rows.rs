@@ -39,11 +39,11 @@ where
 }
 
 pub(super) fn moment(row: &SqliteRow, column: &str) -> Result<OffsetDateTime> {
-    optional_moment(row, column)?
+    maybe_moment(row, column)?
         .ok_or_else(|| RegistryError::Corrupt(format!("no time in the column {column}")))
 }
 
-fn optional_moment(row: &SqliteRow, column: &str) -> Result<Option<OffsetDateTime>> {
+pub(super) fn maybe_moment(row: &SqliteRow, column: &str) -> Result<Option<OffsetDateTime>> {
     get::<Option<&str>>(row, column)?
         .map(|text| PrimitiveDateTime::parse(text, STAMP).map(PrimitiveDateTime::assume_utc))
         .transpose()
@@ -72,7 +72,7 @@ pub(super) fn certificate(row: &SqliteRow) -> Result<CertificateRecord> {
         not_before: moment(row, "not_before")?,
         not_after: moment(row, "not_after")?,
         status: CertificateStatus::read(get(row, "status")?)?,
-        valid_until: optional_moment(row, "valid_until")?,
+        valid_until: maybe_moment(row, "valid_until")?,
         reason: get(row, "reason")?,
     })
 }
@@ -86,7 +86,7 @@ pub(super) fn key(row: &SqliteRow) -> Result<Option<SealedKey>> {
         version: key_version(version)?,
         sealed: get(row, "sealed")?,
         state: KeyState::read(get(row, "state")?)?,
-        grace_until: optional_moment(row, "grace_until")?,
+        grace_until: maybe_moment(row, "grace_until")?,
     }))
 }
 
@@ -97,9 +97,9 @@ pub(super) fn summary(row: &SqliteRow) -> Result<DeviceSummary> {
         status: DeviceStatus::read(get(row, "status")?)?,
         reason: get(row, "reason")?,
         created: moment(row, "created")?,
-        certificate_expires: optional_moment(row, "certificate_expires")?,
+        certificate_expires: maybe_moment(row, "certificate_expires")?,
         key: get::<Option<i64>>(row, "key")?.map(key_version).transpose()?,
-        last_seen: optional_moment(row, "last_seen")?,
+        last_seen: maybe_moment(row, "last_seen")?,
     })
 }
 
@@ -123,7 +123,7 @@ pub(super) fn message(row: &SqliteRow) -> Result<StoredMessage> {
         id: message_id(get(row, "id")?)?,
         channel: get(row, "channel")?,
         data: get(row, "data")?,
-        at: optional_moment(row, "at")?,
+        at: maybe_moment(row, "at")?,
         received_at: moment(row, "received_at")?,
     })
 }

@@ -8,7 +8,10 @@ use super::super::{Done, RegistryError, Result, SchemaError};
 use super::{Sqlite, error};
 
 fn migrations() -> Migrator {
-    migrator(&[("registry", include_str!("../../../migrations/sqlite/0001_registry.sql"))])
+    migrator(&[
+        ("registry", include_str!("../../../migrations/sqlite/0001_registry.sql")),
+        ("gateways", include_str!("../../../migrations/sqlite/0002_gateways.sql")),
+    ])
 }
 
 pub(super) async fn migrate(registry: &Sqlite, phase: &Phase) -> Result<Done> {

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::support::command::{Desk, mode, openssl};
 use crate::support::database::{Database, Sql};
 
-use super::on_both;
+use super::{on_both, without_receipt};
 
 async fn its_whole_life(_: Database, desk: Desk) {
     let added = desk.run("device add press-7 --json").json();
@@ -30,11 +30,14 @@ async fn its_whole_life(_: Database, desk: Desk) {
         ("device revoke press-7 --reason stolen", "revoked", "was revoked already"),
     ] {
         let first = desk.run(&format!("{line} --json")).json();
-        assert_eq!(first, json!({ "device": "press-7", "status": status, "changed": true }));
+        assert_eq!(without_receipt(first), json!({ "device": "press-7", "status": status, "changed": true }));
         let repeated = desk.run(line).done().says(&[again]);
         assert_eq!(repeated.out, "");
         let repeated = desk.run(&format!("{line} --json")).json();
-        assert_eq!(repeated, json!({ "device": "press-7", "status": status, "changed": false }));
+        assert_eq!(
+            without_receipt(repeated),
+            json!({ "device": "press-7", "status": status, "changed": false })
+        );
         assert_eq!(desk.run("device show press-7 --json").json()["status"], status);
     }
 
@@ -141,7 +144,7 @@ async fn a_registry_of_another_version_is_told_apart(database: Database, desk: D
     desk.run("init").fails(1, &["schema is version 100", "install the newer doorward"]);
     database.execute("UPDATE _sqlx_migrations SET version = version - 2000").await.unwrap();
     for line in lines {
-        desk.run(line).fails(1, &["schema is version -999", "run 'doorward init' to migrate it"]);
+        desk.run(line).fails(1, &["schema is version -99", "run 'doorward init' to migrate it"]);
     }
     database.execute("DROP TABLE _sqlx_migrations").await.unwrap();
     for line in lines {
@@ -207,7 +210,10 @@ fn the_bundle_is_whole_and_private() {
     }
     assert!(!desk.path("again/press-7/device.key").exists());
     desk.run("device bundle press-7 --out again").fails(4, &["again/press-7 exists already"]);
-    assert_eq!(desk.run("device kick press-7 --json").json(), json!({ "device": "press-7", "kicked": true }));
+    assert_eq!(
+        without_receipt(desk.run("device kick press-7 --json").json()),
+        json!({ "device": "press-7", "kicked": true })
+    );
 }
 
 #[tokio::test]

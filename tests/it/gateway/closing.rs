@@ -132,7 +132,7 @@ async fn what_an_operator_ends(db: Database) {
                 let end = stamp(from_now(1));
                 set(id, &format!("status = 'superseded', valid_until = '{end}'")).await;
             }
-            _ => registry.kick(&credentials.id).await.unwrap(),
+            _ => drop(registry.kick(&credentials.id).await.unwrap()),
         }
         assert_eq!(device.closed_with_bye(code).await, retry_after, "{id}");
     }

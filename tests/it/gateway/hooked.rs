@@ -7,8 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use doorward::config::Config;
 use doorward::registry::{
-    Act, Batch, DeviceDetail, DeviceFilter, DeviceSummary, Done, Fate, Fleet, MessageFilter, NewDevice, News,
-    Position, Presence, Record, Registry, RegistryError, Result, StoredMessage,
+    Act, Acted, Applied, Batch, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet,
+    GatewayStatus, Mark, MessageFilter, NewDevice, News, Position, Presence, Record, Registry, RegistryError,
+    Result, StoredMessage,
 };
 use doorward_pki::Fingerprint;
 use doorward_proto::ids::{DeviceId, FleetId};
@@ -63,6 +64,8 @@ pub(super) struct Hooked {
     /// Look-ups wait here with their answer in hand: it may be old by the time they pass.
     pub(super) look_ups: Gate,
     pub(super) fail_look_ups: AtomicBool,
+    /// The feed does not answer.
+    pub(super) fail_changes: AtomicBool,
     /// Whoever follows the feed dies of it.
     pub(super) panic_in_changes: AtomicBool,
     /// Writes wait here before they begin.
@@ -84,6 +87,7 @@ pub(super) async fn house_on(db: Database, edit: impl FnOnce(&mut Config)) -> (H
         inner: Arc::clone(&db.registry),
         look_ups: Gate::new(),
         fail_look_ups: AtomicBool::new(false),
+        fail_changes: AtomicBool::new(false),
         panic_in_changes: AtomicBool::new(false),
         writes: Gate::new(),
         fail_writes: Mutex::new(None),
@@ -140,10 +144,28 @@ impl Registry for Hooked {
     }
     async fn read_changes(&self, position: &mut Position) -> Result<News> {
         assert!(!self.panic_in_changes.load(Ordering::SeqCst), "the test says so");
+        if self.fail_changes.load(Ordering::SeqCst) {
+            return Err(RegistryError::Unavailable("the test says so".to_owned()));
+        }
         self.inner.read_changes(position).await
     }
     async fn changed(&self, patience: Duration) -> Result<()> {
         self.inner.changed(patience).await
+    }
+    async fn enrol(&self, gateway: &Enrolment) -> Result<()> {
+        self.inner.enrol(gateway).await
+    }
+    async fn report(&self, name: &str, instance: &str, applied: &Applied) -> Result<bool> {
+        self.inner.report(name, instance, applied).await
+    }
+    async fn sign_off(&self, name: &str, instance: &str) -> Result<()> {
+        self.inner.sign_off(name, instance).await
+    }
+    async fn remove_gateway(&self, name: &str) -> Result<()> {
+        self.inner.remove_gateway(name).await
+    }
+    async fn gateways(&self, mark: Option<Mark>) -> Result<Vec<GatewayStatus>> {
+        self.inner.gateways(mark).await
     }
     async fn forget_sessions(&self, gateway: &str) -> Result<u64> {
         self.inner.forget_sessions(gateway).await
@@ -160,7 +182,7 @@ impl Registry for Hooked {
     async fn fleet(&self, id: &FleetId) -> Result<Option<Fleet>> {
         self.inner.fleet(id).await
     }
-    async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Done> {
+    async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Acted> {
         self.inner.set_policy(id, policy).await
     }
     async fn add_devices(&self, devices: &[NewDevice]) -> Result<()> {
@@ -175,10 +197,10 @@ impl Registry for Hooked {
     async fn device(&self, id: &DeviceId) -> Result<Option<DeviceDetail>> {
         self.inner.device(id).await
     }
-    async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Done> {
+    async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Acted> {
         self.inner.set_status(id, act, reason).await
     }
-    async fn kick(&self, id: &DeviceId) -> Result<()> {
+    async fn kick(&self, id: &DeviceId) -> Result<Acted> {
         self.inner.kick(id).await
     }
     async fn sessions(&self, fresh: OffsetDateTime) -> Result<Vec<Presence>> {

@@ -1,5 +1,6 @@
 //! A store that is away: nothing is acked that is not stored, sessions live on, and what follows recovers.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use doorward::clock;
@@ -12,7 +13,7 @@ use tokio::sync::watch;
 use super::hooked::{self, Failure};
 use crate::support::database::Database;
 use crate::support::device::{Device, Heard, problem_of, ranges, refused};
-use crate::support::house::{House, eventually, seconds};
+use crate::support::house::{House, eventually, log, seconds};
 
 /// The way to a Postgres server, which a test can cut: for the gateway the server is then down.
 struct Wire {
@@ -249,4 +250,24 @@ async fn a_transaction_that_sqlite_rolled_back_by_itself_costs_one_try() {
         matches!(answer, Heard::Message(message) if message["op"] == "ack")
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_is_too_old_serves_nobody() {
+    let (house, hooked) = hooked::house(|config| config.registry.max_staleness = seconds(2)).await;
+    let credentials = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &credentials).await;
+    hooked.fail_changes.store(true, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let seq = device.publish("m1", json!(1)).await;
+    device.acked(seq).await;
+    let retry_after = device.closed_with_bye(1001).await;
+    assert!((5..=60).contains(&retry_after.as_u64().unwrap()), "{retry_after}");
+    // Look-ups would answer; but nobody would hear of what changes afterwards.
+    let answer = refused(&house, &credentials).await;
+    assert_eq!((answer.status, problem_of(&answer)), (503, "unavailable".to_owned()));
+    hooked.fail_changes.store(false, Ordering::SeqCst);
+    // Until the next look at the feed.
+    eventually("the feed has been read", async || log().contains("the registry answers again")).await;
+    Device::prove(&house, &credentials).await;
 }

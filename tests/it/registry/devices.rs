@@ -37,8 +37,8 @@ async fn fleets_hold_a_policy(db: Database) {
     assert!(registry.fleet(&fleet("bad")).await.unwrap().is_none());
 
     let policy = r#"{"deny":[]}"#;
-    assert_eq!(registry.set_policy(&fleet("line-2"), policy).await.unwrap(), Done::Changed);
-    assert_eq!(registry.set_policy(&fleet("line-2"), policy).await.unwrap(), Done::Already);
+    assert_eq!(registry.set_policy(&fleet("line-2"), policy).await.unwrap().done, Done::Changed);
+    assert_eq!(registry.set_policy(&fleet("line-2"), policy).await.unwrap().done, Done::Already);
     let error = registry.set_policy(&fleet("line-3"), policy).await.unwrap_err();
     assert!(matches!(&error, RegistryError::NotFound { kind: "fleet", id } if id == "line-3"), "{error:?}");
 
@@ -221,7 +221,7 @@ async fn acts_lead_where_they_should(db: Database) {
         (Act::Revoke, Some("stolen"), Done::Changed, (DeviceStatus::Revoked, Some("stolen".to_owned()))),
         (Act::Revoke, Some("again"), Done::Already, (DeviceStatus::Revoked, Some("stolen".to_owned()))),
     ] {
-        assert_eq!(registry.set_status(&a, act, reason).await.unwrap(), done, "{act:?}");
+        assert_eq!(registry.set_status(&a, act, reason).await.unwrap().done, done, "{act:?}");
         assert_eq!(status().await, after, "{act:?}");
     }
     for act in [Act::Suspend, Act::Resume] {

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use super::command::{Desk, Ran, signal};
 
@@ -58,6 +59,14 @@ impl Running {
         let ended = Ran::ended(self.child.take().unwrap()).done();
         assert_eq!(ended.out, "");
         self.rest.recv().unwrap()
+    }
+
+    /// Waits for an end that is a failure; what it has said.
+    pub(crate) fn ends_by_itself(mut self, within: Duration) -> String {
+        let said = self.rest.recv_timeout(within).expect("it goes on");
+        let ended = Ran::ended(self.child.take().unwrap());
+        assert_ne!(ended.code, Some(0), "{said}");
+        said
     }
 
     /// Ends it at once, in the midst of whatever it does.
