@@ -9,6 +9,7 @@ mod gateways;
 mod rows;
 mod schema;
 mod store;
+mod wake;
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
@@ -27,8 +28,6 @@ use super::{
     QUERY_DEADLINE, Record, Registry, Result, StoredMessage,
 };
 
-/// How long the feed rests between two looks.
-const POLL: Duration = Duration::from_millis(100);
 const GATEWAY_CONNECTIONS: u32 = 8;
 const OPERATOR_CONNECTIONS: u32 = 4;
 
@@ -39,6 +38,7 @@ pub struct Postgres {
     gateway: PgPool,
     /// For what a person waits for. Apart, so that a long list never takes a gateway's last connection.
     operator: PgPool,
+    wake: wake::Wake,
 }
 
 impl Postgres {
@@ -54,6 +54,7 @@ impl Postgres {
         Self {
             gateway: pool(QUERY_DEADLINE, GATEWAY_CONNECTIONS),
             operator: pool(OPERATOR_DEADLINE, OPERATOR_CONNECTIONS),
+            wake: wake::Wake::new(session(options, QUERY_DEADLINE)),
         }
     }
 
@@ -144,7 +145,7 @@ impl Registry for Postgres {
     }
 
     async fn changed(&self, patience: Duration) -> Result<()> {
-        tokio::time::sleep(patience.min(POLL)).await;
+        self.wake.next(patience).await;
         Ok(())
     }
 

@@ -125,4 +125,21 @@ async fn a_name_is_one_gateways(database: Database, desk: Desk) {
     gateway.ended_by("TERM");
 }
 
+#[tokio::test]
+async fn transactions_that_idle_delay_nothing() {
+    let database = Database::bare_postgres().await;
+    let desk = Desk::on(&database);
+    let gateway = Running::start(&desk);
+    let _device = connected(&desk, &gateway, "a").await;
+    let mut idle = database.pg().begin().await.unwrap();
+    sqlx::query("SELECT pg_current_xact_id()").execute(&mut *idle).await.unwrap();
+    let mut prepared = database.pg().acquire().await.unwrap();
+    for sql in ["BEGIN", "SELECT pg_current_xact_id()", "PREPARE TRANSACTION 'forgotten'"] {
+        sqlx::query(sql).execute(&mut *prepared).await.unwrap();
+    }
+    desk.run("device revoke a --reason x").done().says(&["1 session ended, confirmed by 1 gateway"]);
+    sqlx::query("ROLLBACK PREPARED 'forgotten'").execute(&mut *prepared).await.unwrap();
+    gateway.ended_by("TERM");
+}
+
 on_both!(it_says_where_an_act_has_taken_effect, who_has_not_heard_is_named, a_name_is_one_gateways);

@@ -8,6 +8,7 @@ use sqlx::Executor;
 use super::feed::{of, read};
 use super::{FAR, add, certificate_of, connected, device, message};
 use crate::support::database::Database;
+use crate::support::house::{eventually, within};
 
 /// A transaction that draws its id early and commits late stands below rows that were read before it.
 #[tokio::test]
@@ -228,4 +229,41 @@ async fn one_change_for_what_one_transaction_did() {
     transaction.commit().await.unwrap();
     let changes = read(registry, &mut position).await;
     assert!(matches!(changes.as_slice(), [Change::Device(_), Change::Device(_)]), "{changes:?}");
+}
+
+#[tokio::test]
+async fn a_listener_that_is_cut_comes_back() {
+    let db = Database::postgres().await;
+    let registry = db.registry.clone();
+    let mut position = registry.position().await.unwrap();
+    let listeners = "FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%pg_notify%'
+        AND pid <> pg_backend_pid()";
+    registry.changed(Duration::from_millis(1)).await.unwrap();
+    eventually("it listens", async || db.number(&format!("SELECT count(*) {listeners}")).await == 1).await;
+    // Woken by the connection itself, once.
+    registry.changed(Duration::from_secs(60)).await.unwrap();
+    db.execute(&format!("SELECT pg_terminate_backend(pid) {listeners}")).await.unwrap();
+    add(&db.registry, &["a"]).await;
+    let heard = async {
+        loop {
+            registry.changed(Duration::from_secs(60)).await.unwrap();
+            let news = registry.read_changes(&mut position).await.unwrap();
+            if !news.changes.is_empty() {
+                return;
+            }
+        }
+    };
+    within("the change", heard).await;
+    // And listens again: what comes next needs no look of its own.
+    eventually("it listens", async || db.number(&format!("SELECT count(*) {listeners}")).await == 1).await;
+    let woken = tokio::spawn(async move {
+        loop {
+            registry.changed(Duration::from_secs(60)).await.unwrap();
+            if !registry.read_changes(&mut position).await.unwrap().changes.is_empty() {
+                return;
+            }
+        }
+    });
+    add(&db.registry, &["b"]).await;
+    within("the wake-up", woken).await.unwrap();
 }
