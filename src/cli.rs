@@ -2,6 +2,7 @@
 //! standard output.
 
 mod bulk;
+mod cert;
 mod completions;
 mod config;
 mod demo;
@@ -72,6 +73,9 @@ enum Command {
     /// Devices and their credentials
     #[command(subcommand)]
     Device(Box<device::Device>),
+    /// Certificates of devices
+    #[command(subcommand)]
+    Cert(cert::Cert),
     /// Who is connected
     #[command(subcommand)]
     Session(session::Session),
@@ -114,6 +118,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Gateway(gateway) => gateway.run(&shared).await,
         Command::Fleet(fleet) => fleet.run(&shared).await,
         Command::Device(device) => device.run(&shared).await,
+        Command::Cert(cert) => cert.run(&shared).await,
         Command::Session(session) => session.run(&shared).await,
         Command::Message(message) => message.run(&shared).await,
         Command::Config(config) => config.run(&shared),

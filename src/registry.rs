@@ -6,6 +6,7 @@
 pub mod postgres;
 pub mod sqlite;
 
+mod certificates;
 mod gateways;
 mod shared;
 mod url;
@@ -19,6 +20,7 @@ use doorward_pki::identity::Fingerprint;
 use doorward_proto::ids::{DeviceId, FleetId, KeyVersion, MessageId};
 use time::OffsetDateTime;
 
+pub use certificates::{CertificateFilter, RevokedCertificates};
 pub use gateways::{Acted, Applied, Enrolment, GatewayStatus, Mark};
 pub use url::{DatabaseUrl, UrlError};
 
@@ -566,6 +568,15 @@ pub trait Registry: Send + Sync + 'static {
     async fn device(&self, id: &DeviceId) -> Result<Option<DeviceDetail>>;
     /// Suspends, resumes or revokes. [`RegistryError::Refused`] for any act on a revoked device but `Revoke`.
     async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Acted>;
+    /// Certificates in the order of their ends.
+    async fn certificates(&self, filter: &CertificateFilter) -> Result<Vec<(DeviceId, CertificateRecord)>>;
+    /// Revokes a certificate and, unless `only`, those that were renewed from it.
+    async fn revoke_certificate(
+        &self,
+        certificate: &Fingerprint,
+        reason: &str,
+        only: bool,
+    ) -> Result<RevokedCertificates>;
     /// Ends the device's session, wherever it is. [`RegistryError::Refused`] for a revoked device.
     async fn kick(&self, id: &DeviceId) -> Result<Acted>;
 

@@ -118,7 +118,7 @@ pub(super) struct Add {
     pub(super) prefix: Option<String>,
 }
 
-fn parse_reason(text: &str) -> Result<String, String> {
+pub(super) fn parse_reason(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > MAX_REASON || text.chars().any(char::is_control) {
         return Err(format!("a reason is 1 to {MAX_REASON} bytes without control characters"));
     }

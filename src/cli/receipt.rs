@@ -16,6 +16,9 @@ use crate::registry::{Acted, GatewayStatus, Registry, RegistryError};
 /// Between two looks at what gateways have confirmed; grows to the second.
 const LOOK_EVERY: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(100)];
 
+/// How long a session that ends may take to be gone from the registry, too.
+const LAST_WORD_WITHIN: Duration = Duration::from_secs(1);
+
 #[derive(Args, Debug, Clone)]
 pub(super) struct Wait {
     /// How long to wait for the gateways to confirm
@@ -76,6 +79,7 @@ async fn take(registry: &dyn Registry, acted: &Acted, device: Option<&DeviceId>,
         lost: None,
     };
     let mut seen: Vec<String> = Vec::new();
+    let mut confirmed_at = None;
     let [mut pause, longest] = LOOK_EVERY;
     loop {
         let over = spent() >= wait;
@@ -92,8 +96,14 @@ async fn take(registry: &dyn Registry, acted: &Acted, device: Option<&DeviceId>,
                 let waits = |gateway: &&GatewayStatus| gateway.may_serve && !gateway.confirmed;
                 let late = gateways.iter().filter(waits);
                 receipt.unconfirmed = late.map(|g| (g.name.clone(), g.serves_until)).collect();
-                // The session's last word comes a moment after its gateway's.
-                if over || (receipt.unconfirmed.is_empty() && (ended || acted.session.is_none())) {
+                if receipt.unconfirmed.is_empty() {
+                    confirmed_at.get_or_insert_with(spent);
+                }
+                // The session's last word comes a moment after its gateway's; one that may go on has none.
+                let heard = confirmed_at.is_some_and(|at| {
+                    ended || acted.session.is_none() || spent().saturating_sub(at) >= LAST_WORD_WITHIN
+                });
+                if over || heard {
                     return receipt;
                 }
             }

@@ -1,6 +1,7 @@
 //! The registry in Postgres: everything in the schema `doorward`.
 
 mod admission;
+mod certificates;
 mod devices;
 mod error;
 mod feed;
@@ -23,9 +24,10 @@ use time::OffsetDateTime;
 
 use super::shared::{Phase, within};
 use super::{
-    Act, Acted, Applied, Batch, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet,
-    GatewayStatus, Mark, MessageFilter, NewDevice, News, OPERATOR_DEADLINE, Position, Presence,
-    QUERY_DEADLINE, Record, Registry, Result, StoredMessage,
+    Act, Acted, Applied, Batch, CertificateFilter, CertificateRecord, DeviceDetail, DeviceFilter,
+    DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark, MessageFilter, NewDevice, News,
+    OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Record, Registry, Result, RevokedCertificates,
+    StoredMessage,
 };
 
 const GATEWAY_CONNECTIONS: u32 = 8;
@@ -227,6 +229,21 @@ impl Registry for Postgres {
     async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Acted> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, devices::set_status(self, &phase, id, act, reason)).await
+    }
+
+    async fn certificates(&self, filter: &CertificateFilter) -> Result<Vec<(DeviceId, CertificateRecord)>> {
+        within(OPERATOR_DEADLINE, certificates::list(self, filter)).await
+    }
+
+    async fn revoke_certificate(
+        &self,
+        certificate: &Fingerprint,
+        reason: &str,
+        only: bool,
+    ) -> Result<RevokedCertificates> {
+        let phase = Phase::default();
+        let fingerprint = certificate.to_string();
+        phase.within(OPERATOR_DEADLINE, certificates::revoke(self, &phase, &fingerprint, reason, only)).await
     }
 
     async fn kick(&self, id: &DeviceId) -> Result<Acted> {

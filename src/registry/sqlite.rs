@@ -3,6 +3,7 @@
 //! One writer connection: who waits, waits in its pool's queue and not in SQLite's busy handler. Readers have their own.
 
 mod admission;
+mod certificates;
 mod devices;
 mod error;
 mod feed;
@@ -28,9 +29,10 @@ use time::OffsetDateTime;
 
 use super::shared::{ATTEMPTS, Phase, within};
 use super::{
-    Access, Act, Acted, Applied, Batch, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate,
-    Fleet, GatewayStatus, Mark, MessageFilter, NewDevice, News, OPERATOR_DEADLINE, Position, Presence,
-    QUERY_DEADLINE, Record, Registry, RegistryError, Result, StoredMessage,
+    Access, Act, Acted, Applied, Batch, CertificateFilter, CertificateRecord, DeviceDetail, DeviceFilter,
+    DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark, MessageFilter, NewDevice, News,
+    OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Record, Registry, RegistryError, Result,
+    RevokedCertificates, StoredMessage,
 };
 
 const READERS: u32 = 4;
@@ -230,6 +232,21 @@ impl Registry for Sqlite {
     async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Acted> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, devices::set_status(self, &phase, id, act, reason)).await
+    }
+
+    async fn certificates(&self, filter: &CertificateFilter) -> Result<Vec<(DeviceId, CertificateRecord)>> {
+        within(OPERATOR_DEADLINE, certificates::list(self, filter)).await
+    }
+
+    async fn revoke_certificate(
+        &self,
+        certificate: &Fingerprint,
+        reason: &str,
+        only: bool,
+    ) -> Result<RevokedCertificates> {
+        let phase = Phase::default();
+        let fingerprint = certificate.to_string();
+        phase.within(OPERATOR_DEADLINE, certificates::revoke(self, &phase, &fingerprint, reason, only)).await
     }
 
     async fn kick(&self, id: &DeviceId) -> Result<Acted> {

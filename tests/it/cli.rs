@@ -1,6 +1,7 @@
 //! What the command line promises: names, exit codes, what is written and with which modes (the operators' contract).
 
 mod bulk;
+mod cert;
 mod certificate;
 mod config;
 mod csr;

@@ -12,7 +12,7 @@ use crate::support::running::Running;
 
 use super::on_both;
 
-async fn connected(desk: &Desk, gateway: &Running, id: &str) -> Device {
+pub(super) async fn connected(desk: &Desk, gateway: &Running, id: &str) -> Device {
     desk.run(&format!("device add {id}")).done();
     let credentials = Credentials::load(desk.home(&format!("devices/{id}"))).unwrap();
     let device = Device::connect(credentials.with_url(&gateway.url()), Options::default()).unwrap();

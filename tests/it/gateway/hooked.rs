@@ -7,9 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use doorward::config::Config;
 use doorward::registry::{
-    Act, Acted, Applied, Batch, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet,
-    GatewayStatus, Mark, MessageFilter, NewDevice, News, Position, Presence, Record, Registry, RegistryError,
-    Result, StoredMessage,
+    Act, Acted, Applied, Batch, CertificateFilter, CertificateRecord, DeviceDetail, DeviceFilter,
+    DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark, MessageFilter, NewDevice, News,
+    Position, Presence, Record, Registry, RegistryError, Result, RevokedCertificates, StoredMessage,
 };
 use doorward_pki::Fingerprint;
 use doorward_proto::ids::{DeviceId, FleetId};
@@ -199,6 +199,17 @@ impl Registry for Hooked {
     }
     async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Acted> {
         self.inner.set_status(id, act, reason).await
+    }
+    async fn certificates(&self, filter: &CertificateFilter) -> Result<Vec<(DeviceId, CertificateRecord)>> {
+        self.inner.certificates(filter).await
+    }
+    async fn revoke_certificate(
+        &self,
+        certificate: &Fingerprint,
+        reason: &str,
+        only: bool,
+    ) -> Result<RevokedCertificates> {
+        self.inner.revoke_certificate(certificate, reason, only).await
     }
     async fn kick(&self, id: &DeviceId) -> Result<Acted> {
         self.inner.kick(id).await
