@@ -7,6 +7,7 @@
 mod bare;
 mod drive;
 mod report;
+#[path = "../common/server.rs"]
 mod server;
 
 use std::io::Write as _;
@@ -106,9 +107,9 @@ async fn run(options: &Options, cores: Cores) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let home = folder.path().join("home");
     say("preparing a home and its devices");
-    server::prepare(&home)?;
+    server::prepare(&home, None)?;
     let fleet = issue(&home, options.connections, "bench-", &home.join("fleet.jsonl"))?.devices;
-    let gateway = Server::gateway(&home, cores).await?;
+    let gateway = Server::gateway(&home, None, cores).await?;
     let bare = Server::bare(&home, cores).await?;
     let mut figures =
         Figures::new(options.connections, options.seconds, options.rounds, options.issue, cores);
@@ -156,7 +157,7 @@ struct Issued {
 /// `device add --count`, timed from start to end of the command.
 fn issue(home: &Path, count: u32, prefix: &str, file: &Path) -> Result<Issued> {
     let before = clock::now().monotonic;
-    let output = server::doorward(home)
+    let output = server::doorward(home, None)
         .args(["device", "add", "--count", &count.to_string(), "--prefix", prefix, "--out"])
         .arg(file)
         .output()?;

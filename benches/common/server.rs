@@ -73,16 +73,24 @@ pub(crate) struct Server {
     pub(crate) url: String,
 }
 
-/// The operator's program, unpinned.
-pub(crate) fn doorward(home: &Path) -> Command {
+/// The operator's program, unpinned, on a database or on the home's own.
+pub(crate) fn doorward(home: &Path, database: Option<&str>) -> Command {
     let mut command = Command::new(DOORWARD);
-    command.arg("--home").arg(home).env_remove("DATABASE_URL");
+    command.arg("--home").arg(home);
+    on(&mut command, database);
     command
 }
 
+fn on(command: &mut Command, database: Option<&str>) {
+    match database {
+        Some(url) => command.env("DATABASE_URL", url),
+        None => command.env_remove("DATABASE_URL"),
+    };
+}
+
 /// A home whose limits are out of the way: a device's rate is not what is measured.
-pub(crate) fn prepare(home: &Path) -> Result<()> {
-    let output = doorward(home).arg("init").output()?;
+pub(crate) fn prepare(home: &Path, database: Option<&str>) -> Result<()> {
+    let output = doorward(home, database).arg("init").output()?;
     ensure!(output.status.success(), "init: {}", String::from_utf8_lossy(&output.stderr));
     let file = home.join("config.toml");
     let mut config = std::fs::read_to_string(&file)?;
@@ -97,11 +105,12 @@ pub(crate) fn prepare(home: &Path) -> Result<()> {
 }
 
 impl Server {
-    pub(crate) async fn gateway(home: &Path, cores: Cores) -> Result<Self> {
+    pub(crate) async fn gateway(home: &Path, database: Option<&str>, cores: Cores) -> Result<Self> {
         let mut command = cores.command(Path::new(DOORWARD));
         command.arg("--home").arg(home).args(["gateway", "run", "--listen", "127.0.0.1:0"]);
         // Its log lines are part of its work, their reading is not.
-        command.env_remove("DATABASE_URL").env("DOORWARD_LOG", "info");
+        command.env("DOORWARD_LOG", "info");
+        on(&mut command, database);
         Self::start(command, true).await
     }
 
