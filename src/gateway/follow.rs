@@ -44,7 +44,10 @@ struct Follower {
     marked: Marked,
     /// When the last report that arrived was begun, on the monotonic clock: until then everything was known.
     known_at: Duration,
-    reported: bool,
+    /// What has taken effect has not been reported.
+    due: bool,
+    /// A transaction may be under way that was begun before a session's end was decided.
+    unsettled: bool,
     away: bool,
 }
 
@@ -60,7 +63,8 @@ pub(super) async fn run(
         position,
         marked: Marked::new(),
         known_at: clock::now().monotonic,
-        reported: false,
+        due: true,
+        unsettled: false,
         away: false,
     };
     loop {
@@ -115,7 +119,7 @@ impl Follower {
         let began = clock::now().monotonic;
         let gateway = Arc::clone(&self.gateway);
         let news = gateway.registry.read_changes(&mut self.position).await?;
-        let fresh = news.gap || !news.changes.is_empty();
+        self.due |= news.gap || !news.changes.is_empty();
         if news.gap {
             warn!(
                 "the registry's feed of changes has a gap (pruned, or a restored backup): every session is judged again"
@@ -150,7 +154,12 @@ impl Follower {
             return Ok(Looked::More);
         }
         gateway.sessions.gone(&ended, GONE_WITHIN).await;
-        if fresh || !self.reported || began.saturating_sub(self.known_at) >= REPORT_EVERY {
+        self.due |= began.saturating_sub(self.known_at) >= REPORT_EVERY;
+        // Messages of theirs may be in a transaction that began before the act was committed: nothing is confirmed until
+        // that has ended.
+        self.unsettled |= !ended.is_empty();
+        if self.due && (!self.unsettled || gateway.sink.settled(GONE_WITHIN).await) {
+            self.unsettled = false;
             return self.report(&news.applied, began).await;
         }
         Ok(Looked::End)
@@ -194,7 +203,7 @@ impl Follower {
         if !self.gateway.registry.report(name, &self.gateway.instance, applied).await? {
             return Ok(Looked::NameLost);
         }
-        (self.known_at, self.reported) = (began, true);
+        (self.known_at, self.due) = (began, false);
         Ok(Looked::End)
     }
 

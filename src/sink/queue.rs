@@ -3,10 +3,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use doorward_proto::ids::DeviceId;
 use time::OffsetDateTime;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::{Arc, Claim, Handle, Job, NewEvent, Waker};
 
@@ -25,6 +26,14 @@ pub(crate) struct Sink {
     filled: Notify,
     /// Publishes have waited in vain: until the store writes again only one at a time waits, to find out.
     stalled: AtomicBool,
+    /// Transactions begun and ended.
+    batches: watch::Sender<Batches>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Batches {
+    begun: u64,
+    ended: u64,
 }
 
 /// Why a publish is not in the queue.
@@ -65,7 +74,13 @@ impl Queue {
 impl Sink {
     /// A sink for so many publishes at once.
     pub(crate) fn new(most: usize) -> Self {
-        Self { most, queue: Mutex::default(), filled: Notify::new(), stalled: AtomicBool::new(false) }
+        Self {
+            most,
+            queue: Mutex::default(),
+            filled: Notify::new(),
+            stalled: AtomicBool::new(false),
+            batches: watch::Sender::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -125,6 +140,25 @@ impl Sink {
         }
         drop(queue);
         self.filled.notify_one();
+    }
+
+    /// A transaction begins.
+    pub(super) fn begin(&self) {
+        self.batches.send_modify(|batches| batches.begun += 1);
+    }
+
+    /// The transaction that began has ended, one way or the other.
+    pub(super) fn end(&self) {
+        self.batches.send_modify(|batches| batches.ended = batches.begun);
+    }
+
+    /// Waits until no transaction is under way that has begun before now: what it was judged by may be older than what
+    /// is known by now. `false` where that takes longer than `patience`.
+    pub(crate) async fn settled(&self, patience: Duration) -> bool {
+        let mut batches = self.batches.subscribe();
+        let begun = batches.borrow().begun;
+        let ended = batches.wait_for(|batches| batches.ended >= begun);
+        tokio::time::timeout(patience, ended).await.is_ok()
     }
 
     /// Whether publishes wait in vain.

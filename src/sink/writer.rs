@@ -55,8 +55,12 @@ pub(crate) async fn run(mut writer: Writer, stop: CancellationToken) {
                 }
             }
         }
+        // Before anything is taken: what is in the queue at the end of a transaction is judged by the next one.
+        writer.sink.begin();
         let queue = writer.sink.take(MAX_BATCH);
-        if !writer.write(queue, &stop).await {
+        let goes_on = writer.write(queue, &stop).await;
+        writer.sink.end();
+        if !goes_on {
             return;
         }
     }

@@ -213,3 +213,25 @@ async fn a_gateway_whose_follower_has_died_serves_nobody() {
     let error = house.failed().await.to_string();
     assert!(error.contains("a part of the gateway has failed"), "{error}");
 }
+
+#[tokio::test]
+async fn nothing_is_confirmed_while_an_older_transaction_is_under_way() {
+    let (house, hooked) = hooked::house(|_| {}).await;
+    let registry = &house.db.registry;
+    let credentials = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &credentials).await;
+    let seq = device.publish("m0", json!(0)).await;
+    device.acked(seq).await;
+    hooked.writes.close();
+    device.publish("m1", json!(1)).await;
+    hooked.writes.reached().await;
+    let acted = registry.set_status(&credentials.id, Act::Revoke, None).await.unwrap();
+    let confirmed = async || registry.gateways(Some(acted.mark)).await.unwrap()[0].confirmed;
+    device.closed_with_bye(4003).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(!confirmed().await);
+    hooked.writes.open();
+    eventually("the confirmation", confirmed).await;
+    // It was judged by what is known now.
+    assert_eq!(house.stored_as("m1").await, 0);
+}
