@@ -6,6 +6,7 @@
 pub mod postgres;
 pub mod sqlite;
 
+mod audit;
 mod certificates;
 mod gateways;
 mod shared;
@@ -20,6 +21,7 @@ use doorward_pki::identity::Fingerprint;
 use doorward_proto::ids::{DeviceId, FleetId, KeyVersion, MessageId};
 use time::OffsetDateTime;
 
+pub use audit::{AuditFilter, AuditHash, AuditHead, AuditRow, Chain, Misfit};
 pub use certificates::{CertificateFilter, RevokedCertificates};
 pub use gateways::{Acted, Applied, Enrolment, GatewayStatus, Mark};
 pub use url::{DatabaseUrl, UrlError};
@@ -584,4 +586,8 @@ pub trait Registry: Send + Sync + 'static {
     async fn sessions(&self, fresh: OffsetDateTime) -> Result<Vec<Presence>>;
     /// Stored messages, in the order of storing.
     async fn messages(&self, filter: &MessageFilter) -> Result<Vec<StoredMessage>>;
+    /// Rows of the audit, in the order of the chain.
+    async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>>;
+    /// The registry's own note of the chain's end. Rows that it counts are visible to whoever reads them after it.
+    async fn audit_head(&self) -> Result<AuditHead>;
 }

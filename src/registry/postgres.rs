@@ -1,6 +1,7 @@
 //! The registry in Postgres: everything in the schema `doorward`.
 
 mod admission;
+mod audit;
 mod certificates;
 mod devices;
 mod error;
@@ -22,12 +23,13 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use time::OffsetDateTime;
 
+use super::audit::os_user;
 use super::shared::{Phase, within};
 use super::{
-    Act, Acted, Applied, Batch, CertificateFilter, CertificateRecord, DeviceDetail, DeviceFilter,
-    DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark, MessageFilter, NewDevice, News,
-    OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Record, Registry, Result, RevokedCertificates,
-    StoredMessage,
+    Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
+    DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark,
+    MessageFilter, NewDevice, News, OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Record, Registry,
+    Result, RevokedCertificates, StoredMessage,
 };
 
 const GATEWAY_CONNECTIONS: u32 = 8;
@@ -41,6 +43,8 @@ pub struct Postgres {
     /// For what a person waits for. Apart, so that a long list never takes a gateway's last connection.
     operator: PgPool,
     wake: wake::Wake,
+    /// Who acts, as operators' transactions claim.
+    actor: String,
 }
 
 impl Postgres {
@@ -57,6 +61,7 @@ impl Postgres {
             gateway: pool(QUERY_DEADLINE, GATEWAY_CONNECTIONS),
             operator: pool(OPERATOR_DEADLINE, OPERATOR_CONNECTIONS),
             wake: wake::Wake::new(session(options, QUERY_DEADLINE)),
+            actor: os_user(),
         }
     }
 
@@ -169,7 +174,8 @@ impl Registry for Postgres {
     }
 
     async fn remove_gateway(&self, name: &str) -> Result<()> {
-        within(OPERATOR_DEADLINE, gateways::remove(self, name)).await
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, gateways::remove(self, &phase, name)).await
     }
 
     async fn gateways(&self, mark: Option<Mark>) -> Result<Vec<GatewayStatus>> {
@@ -253,6 +259,14 @@ impl Registry for Postgres {
 
     async fn sessions(&self, fresh: OffsetDateTime) -> Result<Vec<Presence>> {
         within(OPERATOR_DEADLINE, devices::sessions(self, fresh)).await
+    }
+
+    async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>> {
+        within(OPERATOR_DEADLINE, audit::rows(self, filter)).await
+    }
+
+    async fn audit_head(&self) -> Result<AuditHead> {
+        within(OPERATOR_DEADLINE, audit::head(self)).await
     }
 
     async fn messages(&self, filter: &MessageFilter) -> Result<Vec<StoredMessage>> {

@@ -3,6 +3,7 @@
 //! One writer connection: who waits, waits in its pool's queue and not in SQLite's busy handler. Readers have their own.
 
 mod admission;
+mod audit;
 mod certificates;
 mod devices;
 mod error;
@@ -27,12 +28,13 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, Connection, Transaction};
 use time::OffsetDateTime;
 
+use super::audit::os_user;
 use super::shared::{ATTEMPTS, Phase, within};
 use super::{
-    Access, Act, Acted, Applied, Batch, CertificateFilter, CertificateRecord, DeviceDetail, DeviceFilter,
-    DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark, MessageFilter, NewDevice, News,
-    OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Record, Registry, RegistryError, Result,
-    RevokedCertificates, StoredMessage,
+    Access, Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter,
+    CertificateRecord, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet,
+    GatewayStatus, Mark, MessageFilter, NewDevice, News, OPERATOR_DEADLINE, Position, Presence,
+    QUERY_DEADLINE, Record, Registry, RegistryError, Result, RevokedCertificates, StoredMessage,
 };
 
 const READERS: u32 = 4;
@@ -48,6 +50,8 @@ pub struct Sqlite {
     writer: SqlitePool,
     readers: SqlitePool,
     watch: feed::Watch,
+    /// Who acts, as operators' transactions claim.
+    actor: String,
 }
 
 impl Sqlite {
@@ -78,6 +82,7 @@ impl Sqlite {
             writer: pool(1).connect_lazy_with(durable),
             readers: pool(READERS).connect_lazy_with(read_only.clone()),
             watch: feed::Watch::new(read_only),
+            actor: os_user(),
         })
     }
 
@@ -256,6 +261,14 @@ impl Registry for Sqlite {
 
     async fn sessions(&self, fresh: OffsetDateTime) -> Result<Vec<Presence>> {
         within(OPERATOR_DEADLINE, devices::sessions(self, fresh)).await
+    }
+
+    async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>> {
+        within(OPERATOR_DEADLINE, audit::rows(self, filter)).await
+    }
+
+    async fn audit_head(&self) -> Result<AuditHead> {
+        within(OPERATOR_DEADLINE, audit::head(self)).await
     }
 
     async fn messages(&self, filter: &MessageFilter) -> Result<Vec<StoredMessage>> {

@@ -1,6 +1,7 @@
 //! The registry's contract, written once and run for both implementations: whatever is true of one is true of the other.
 //! What only one of them has (a hole to close, a late commit) stands in `sqlite` and `postgres`.
 
+mod audit;
 mod devices;
 mod feed;
 mod postgres;

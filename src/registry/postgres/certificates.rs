@@ -1,10 +1,8 @@
 //! Certificates, for operators.
 
-use sqlx::Connection;
-
 use super::super::shared::{Phase, clean, device_id};
 use super::super::{Acted, CertificateFilter, CertificateRecord, Done, Result, RevokedCertificates};
-use super::{Postgres, error, feed, rows};
+use super::{Postgres, audit, error, feed, rows};
 use doorward_proto::ids::DeviceId;
 
 pub(super) async fn list(
@@ -36,7 +34,7 @@ pub(super) async fn revoke(
     only: bool,
 ) -> Result<RevokedCertificates> {
     let mut connection = registry.operator().await?;
-    let mut transaction = connection.begin().await.map_err(error::read)?;
+    let mut transaction = audit::begin(registry, &mut connection).await?;
     let device: String =
         sqlx::query_scalar("SELECT device FROM certificates WHERE fingerprint = $1 FOR UPDATE")
             .bind(fingerprint)

@@ -11,14 +11,14 @@ use super::super::{
     Act, Acted, DeviceDetail, DeviceFilter, DeviceStatus, DeviceSummary, Done, NewDevice, Presence,
     RegistryError, Result,
 };
-use super::{Postgres, error, feed, rows};
+use super::{Postgres, audit, error, feed, rows};
 
 pub(super) async fn add(registry: &Postgres, phase: &Phase, devices: &[NewDevice]) -> Result<()> {
     if let Some(repeated) = repeated(devices) {
         return Err(repeated);
     }
     let mut connection = registry.operator().await?;
-    let mut transaction = connection.begin().await.map_err(error::read)?;
+    let mut transaction = audit::begin(registry, &mut connection).await?;
     match insert(&mut transaction, devices).await {
         Ok(()) => phase.commit(transaction).await.map_err(error::commit)?,
         Err(error) if error::is_conflict(&error) => {
@@ -216,7 +216,7 @@ pub(super) async fn set_status(
     reason: Option<&str>,
 ) -> Result<Acted> {
     let mut connection = registry.operator().await?;
-    let mut transaction = connection.begin().await.map_err(error::read)?;
+    let mut transaction = audit::begin(registry, &mut connection).await?;
     let status = lock(&mut transaction, id).await?;
     let done = match decide(id, status, act)? {
         Err(already) => {
@@ -243,7 +243,7 @@ pub(super) async fn set_status(
 
 pub(super) async fn kick(registry: &Postgres, phase: &Phase, id: &DeviceId) -> Result<Acted> {
     let mut connection = registry.operator().await?;
-    let mut transaction = connection.begin().await.map_err(error::read)?;
+    let mut transaction = audit::begin(registry, &mut connection).await?;
     if lock(&mut transaction, id).await? == DeviceStatus::Revoked {
         return Err(revoked(id));
     }

@@ -1,15 +1,14 @@
 //! Fleets, for operators.
 
 use doorward_proto::ids::FleetId;
-use sqlx::Connection;
 
 use super::super::shared::{Phase, count, fleet_id};
 use super::super::{Acted, Done, Fleet, RegistryError, Result};
-use super::{Postgres, error, feed, rows};
+use super::{Postgres, audit, error, feed, rows};
 
 pub(super) async fn add(registry: &Postgres, phase: &Phase, id: &FleetId, policy: &str) -> Result<()> {
     let mut connection = registry.operator().await?;
-    let mut transaction = connection.begin().await.map_err(error::read)?;
+    let mut transaction = audit::begin(registry, &mut connection).await?;
     sqlx::query("INSERT INTO fleets (id, policy) VALUES ($1, $2)")
         .bind(id.as_str())
         .bind(policy)
@@ -63,7 +62,7 @@ pub(super) async fn set_policy(
     policy: &str,
 ) -> Result<Acted> {
     let mut connection = registry.operator().await?;
-    let mut transaction = connection.begin().await.map_err(error::read)?;
+    let mut transaction = audit::begin(registry, &mut connection).await?;
     let before: Option<String> = sqlx::query_scalar("SELECT policy FROM fleets WHERE id = $1 FOR UPDATE")
         .bind(id.as_str())
         .fetch_optional(&mut *transaction)

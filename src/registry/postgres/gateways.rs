@@ -3,8 +3,9 @@
 use sqlx::postgres::PgRow;
 
 use super::super::gateways::{taken, unknown};
+use super::super::shared::Phase;
 use super::super::{Applied, Enrolment, GatewayStatus, Mark, Result};
-use super::{Postgres, error, rows};
+use super::{Postgres, audit, error, rows};
 
 pub(super) async fn enrol(registry: &Postgres, row: &Enrolment) -> Result<()> {
     let mut connection = registry.gateway().await?;
@@ -61,13 +62,15 @@ pub(super) async fn sign_off(registry: &Postgres, name: &str, instance: &str) ->
     Ok(())
 }
 
-pub(super) async fn remove(registry: &Postgres, name: &str) -> Result<()> {
+pub(super) async fn remove(registry: &Postgres, phase: &Phase, name: &str) -> Result<()> {
     let mut connection = registry.operator().await?;
+    let mut transaction = audit::begin(registry, &mut connection).await?;
     let deleted = sqlx::query("DELETE FROM gateways WHERE name = $1")
         .bind(name)
-        .execute(&mut *connection)
+        .execute(&mut *transaction)
         .await
         .map_err(error::read)?;
+    phase.commit(transaction).await.map_err(error::commit)?;
     connection.release();
     if deleted.rows_affected() == 0 { Err(unknown(name)) } else { Ok(()) }
 }

@@ -10,6 +10,7 @@ fn migrations() -> Migrator {
     let mut migrator = migrator(&[
         ("registry", include_str!("../../../migrations/postgres/0001_registry.sql")),
         ("gateways", include_str!("../../../migrations/postgres/0002_gateways.sql")),
+        ("audit", include_str!("../../../migrations/postgres/0003_audit.sql")),
     ]);
     migrator.create_schema("doorward");
     migrator

@@ -2,7 +2,7 @@
 
 use super::super::shared::{Phase, clean, device_id};
 use super::super::{Acted, CertificateFilter, CertificateRecord, Done, Result, RevokedCertificates};
-use super::{Sqlite, error, feed, rows};
+use super::{Sqlite, audit, error, feed, rows};
 use doorward_proto::ids::DeviceId;
 
 pub(super) async fn list(
@@ -32,7 +32,7 @@ pub(super) async fn revoke(
     reason: &str,
     only: bool,
 ) -> Result<RevokedCertificates> {
-    let mut transaction = registry.begin().await?;
+    let mut transaction = audit::begin(registry).await?;
     let device: String = sqlx::query_scalar("SELECT device FROM certificates WHERE fingerprint = ?1")
         .bind(fingerprint)
         .fetch_one(&mut *transaction)
@@ -64,6 +64,6 @@ pub(super) async fn revoke(
             .map_err(error::read)?;
     let done = if serials.is_empty() { Done::Already } else { Done::Changed };
     let acted = Acted { done, mark: feed::mark(&mut transaction).await?, session };
-    phase.commit(transaction).await.map_err(error::commit)?;
+    audit::commit(phase, transaction).await?;
     Ok(RevokedCertificates { serials, acted })
 }

@@ -16,16 +16,16 @@ use super::super::{
 };
 use super::rows::stamp;
 use super::store::json;
-use super::{Sqlite, error, feed, rows};
+use super::{Sqlite, audit, error, feed, rows};
 
 pub(super) async fn add(registry: &Sqlite, phase: &Phase, devices: &[NewDevice]) -> Result<()> {
     if let Some(repeated) = repeated(devices) {
         return Err(repeated);
     }
     let given = json(&devices.iter().map(given).collect::<Result<Vec<_>>>()?)?;
-    let mut transaction = registry.begin().await?;
+    let mut transaction = audit::begin(registry).await?;
     match insert(&mut transaction, &given).await {
-        Ok(()) => phase.commit(transaction).await.map_err(error::commit),
+        Ok(()) => audit::commit(phase, transaction).await,
         Err(error) if error::is_conflict(&error) => {
             // Rolled back first: what this list itself has inserted is no obstacle.
             transaction.rollback().await.map_err(error::read)?;
@@ -204,7 +204,7 @@ pub(super) async fn set_status(
     act: Act,
     reason: Option<&str>,
 ) -> Result<Acted> {
-    let mut transaction = registry.begin().await?;
+    let mut transaction = audit::begin(registry).await?;
     let status = lock(&mut transaction, id).await?;
     let done = match decide(id, status, act)? {
         Err(already) => {
@@ -224,18 +224,18 @@ pub(super) async fn set_status(
         }
     };
     let acted = acted(&mut transaction, id, done).await?;
-    phase.commit(transaction).await.map_err(error::commit)?;
+    audit::commit(phase, transaction).await?;
     Ok(acted)
 }
 
 pub(super) async fn kick(registry: &Sqlite, phase: &Phase, id: &DeviceId) -> Result<Acted> {
-    let mut transaction = registry.begin().await?;
+    let mut transaction = audit::begin(registry).await?;
     if lock(&mut transaction, id).await? == DeviceStatus::Revoked {
         return Err(revoked(id));
     }
     feed::note(&mut transaction, "kick", id.as_str()).await?;
     let acted = acted(&mut transaction, id, Done::Changed).await?;
-    phase.commit(transaction).await.map_err(error::commit)?;
+    audit::commit(phase, transaction).await?;
     Ok(acted)
 }
 

@@ -4,10 +4,10 @@ use doorward_proto::ids::FleetId;
 
 use super::super::shared::{Phase, count, fleet_id};
 use super::super::{Acted, Done, Fleet, RegistryError, Result};
-use super::{Sqlite, error, feed, rows};
+use super::{Sqlite, audit, error, feed, rows};
 
 pub(super) async fn add(registry: &Sqlite, phase: &Phase, id: &FleetId, policy: &str) -> Result<()> {
-    let mut transaction = registry.begin().await?;
+    let mut transaction = audit::begin(registry).await?;
     sqlx::query("INSERT INTO fleets (id, policy) VALUES (?1, ?2)")
         .bind(id.as_str())
         .bind(policy)
@@ -17,7 +17,7 @@ pub(super) async fn add(registry: &Sqlite, phase: &Phase, id: &FleetId, policy: 
             true => RegistryError::Exists { kind: "fleet", id: id.to_string() },
             false => error::read(error),
         })?;
-    phase.commit(transaction).await.map_err(error::commit)?;
+    audit::commit(phase, transaction).await?;
     Ok(())
 }
 
@@ -58,7 +58,7 @@ pub(super) async fn set_policy(
     id: &FleetId,
     policy: &str,
 ) -> Result<Acted> {
-    let mut transaction = registry.begin().await?;
+    let mut transaction = audit::begin(registry).await?;
     let before: Option<String> = sqlx::query_scalar("SELECT policy FROM fleets WHERE id = ?1")
         .bind(id.as_str())
         .fetch_optional(&mut *transaction)
@@ -82,6 +82,6 @@ pub(super) async fn set_policy(
         }
     };
     let acted = Acted { done, mark: feed::mark(&mut transaction).await?, session: None };
-    phase.commit(transaction).await.map_err(error::commit)?;
+    audit::commit(phase, transaction).await?;
     Ok(acted)
 }

@@ -7,7 +7,7 @@ use sqlx::sqlite::SqliteRow;
 use super::super::gateways::{taken, unknown};
 use super::super::shared::{Phase, unreadable};
 use super::super::{Applied, Enrolment, GatewayStatus, Mark, Result};
-use super::{Sqlite, error, rows};
+use super::{Sqlite, audit, error, rows};
 
 pub(super) async fn enrol(registry: &Sqlite, phase: &Phase, row: &Enrolment) -> Result<()> {
     let mut transaction = registry.begin().await?;
@@ -70,13 +70,13 @@ pub(super) async fn sign_off(registry: &Sqlite, phase: &Phase, name: &str, insta
 }
 
 pub(super) async fn remove(registry: &Sqlite, phase: &Phase, name: &str) -> Result<()> {
-    let mut transaction = registry.begin().await?;
+    let mut transaction = audit::begin(registry).await?;
     let deleted = sqlx::query("DELETE FROM gateways WHERE name = ?1")
         .bind(name)
         .execute(&mut *transaction)
         .await
         .map_err(error::read)?;
-    phase.commit(transaction).await.map_err(error::commit)?;
+    audit::commit(phase, transaction).await?;
     if deleted.rows_affected() == 0 { Err(unknown(name)) } else { Ok(()) }
 }
 

@@ -11,6 +11,7 @@ fn migrations() -> Migrator {
     migrator(&[
         ("registry", include_str!("../../../migrations/sqlite/0001_registry.sql")),
         ("gateways", include_str!("../../../migrations/sqlite/0002_gateways.sql")),
+        ("audit", include_str!("../../../migrations/sqlite/0003_audit.sql")),
     ])
 }
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use doorward::config::Config;
 use doorward::registry::{
-    Act, Acted, Applied, Batch, CertificateFilter, CertificateRecord, DeviceDetail, DeviceFilter,
-    DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark, MessageFilter, NewDevice, News,
-    Position, Presence, Record, Registry, RegistryError, Result, RevokedCertificates, StoredMessage,
+    Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
+    DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark,
+    MessageFilter, NewDevice, News, Position, Presence, Record, Registry, RegistryError, Result,
+    RevokedCertificates, StoredMessage,
 };
 use doorward_pki::Fingerprint;
 use doorward_proto::ids::{DeviceId, FleetId};
@@ -219,5 +220,11 @@ impl Registry for Hooked {
     }
     async fn messages(&self, filter: &MessageFilter) -> Result<Vec<StoredMessage>> {
         self.inner.messages(filter).await
+    }
+    async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>> {
+        self.inner.audit(filter).await
+    }
+    async fn audit_head(&self) -> Result<AuditHead> {
+        self.inner.audit_head().await
     }
 }
