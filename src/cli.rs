@@ -1,6 +1,7 @@
 //! The command line: what operators say and what they are told. Words and progress go to standard error, results to
 //! standard output.
 
+mod audit;
 mod bulk;
 mod cert;
 mod completions;
@@ -82,6 +83,9 @@ enum Command {
     /// What was stored
     #[command(subcommand)]
     Message(message::Message),
+    /// Who did what when
+    #[command(subcommand)]
+    Audit(audit::Audit),
     /// The configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -121,6 +125,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Cert(cert) => cert.run(&shared).await,
         Command::Session(session) => session.run(&shared).await,
         Command::Message(message) => message.run(&shared).await,
+        Command::Audit(audit) => audit.run(&shared).await,
         Command::Config(config) => config.run(&shared),
         Command::Completions(completions) => completions.run(),
         Command::Man(man) => man.run(),

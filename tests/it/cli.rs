@@ -1,5 +1,6 @@
 //! What the command line promises: names, exit codes, what is written and with which modes (the operators' contract).
 
+mod audit;
 mod bulk;
 mod cert;
 mod certificate;

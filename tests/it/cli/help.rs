@@ -3,7 +3,7 @@
 use crate::support::command::{Desk, Ran};
 
 /// Every command that there is.
-const COMMANDS: [&str; 22] = [
+const COMMANDS: [&str; 25] = [
     "init",
     "demo",
     "gateway run",
@@ -21,6 +21,9 @@ const COMMANDS: [&str; 22] = [
     "device kick",
     "session list",
     "message list",
+    "audit list",
+    "audit verify",
+    "audit export",
     "config check",
     "config show",
     "completions",
