@@ -107,6 +107,12 @@ impl Gateway {
     ) -> Result<Arc<Self>, StartError> {
         let tls = tls::server_config(&config, &home)?;
         registry.check_schema().await?;
+        // No answer is no reason to stay away: the gateway serves without one, too.
+        if let Ok(Some(rights)) = registry.excess_rights().await {
+            warn!(
+                "the gateway's database role {rights}; it needs doorward_gateway alone (docs/operations.md)"
+            );
+        }
         let limits = Limits {
             max_message_bytes: config.limits.message_bytes,
             max_skew: config.session.max_skew.0,

@@ -80,6 +80,9 @@ pub enum RegistryError {
     /// The state it is in does not allow the act.
     #[error("{0}")]
     Refused(String),
+    /// The database role lacks the right.
+    #[error("the database role may not do this: {0}")]
+    Forbidden(String),
     /// The schema is not the one that this binary was built with.
     #[error("{0}")]
     Schema(#[from] SchemaError),
@@ -517,6 +520,10 @@ pub trait Registry: Send + Sync + 'static {
     async fn migrate(&self) -> Result<Done>;
     /// Refuses any schema but this binary's.
     async fn check_schema(&self) -> Result<()>;
+
+    /// What the role of this registry's connections may do beyond what a gateway needs, in a few words; `None` where
+    /// it is a gateway's role, or the database has no roles.
+    async fn excess_rights(&self) -> Result<Option<String>>;
 
     /// The record behind a certificate.
     async fn look_up(&self, certificate: &Fingerprint) -> Result<Option<Record>>;

@@ -97,6 +97,10 @@ impl From<RegistryError> for Failure {
             RegistryError::Unavailable(_) => {
                 Self::new(what).next("check that the database runs and that --database names it")
             }
+            RegistryError::Forbidden(_) => Self::new(what).next(
+                "connect as a role that has what it takes: doorward_operator to manage, doorward_auditor for the audit, \
+                 doorward_gateway for a gateway",
+            ),
             RegistryError::Unknown(_) => Self::new(what)
                 .next("look whether it happened, or just repeat the command: repeating is safe"),
             _ => Self::new(what),

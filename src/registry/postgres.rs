@@ -8,6 +8,7 @@ mod error;
 mod feed;
 mod fleets;
 mod gateways;
+mod roles;
 mod rows;
 mod schema;
 mod store;
@@ -137,6 +138,10 @@ impl Registry for Postgres {
 
     async fn check_schema(&self) -> Result<()> {
         within(QUERY_DEADLINE, schema::check(self)).await
+    }
+
+    async fn excess_rights(&self) -> Result<Option<String>> {
+        within(QUERY_DEADLINE, roles::excess(self)).await
     }
 
     async fn look_up(&self, certificate: &Fingerprint) -> Result<Option<Record>> {

@@ -5,6 +5,7 @@ mod audit;
 mod devices;
 mod feed;
 mod postgres;
+mod roles;
 mod schema;
 mod sqlite;
 mod store;

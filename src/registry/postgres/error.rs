@@ -71,6 +71,7 @@ fn statement(error: &dyn sqlx::error::DatabaseError) -> RegistryError {
     match &*code {
         // Our own triggers.
         "DW001" => RegistryError::Refused(message),
+        "42501" => RegistryError::Forbidden(message),
         // Cancelled by its timeout, a lock not had, a standby that does not take writes.
         "57014" | "55P03" | "25006" => RegistryError::Unavailable(message),
         "3F000" | "42P01" => RegistryError::Schema(SchemaError::Missing),

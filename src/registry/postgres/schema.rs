@@ -11,6 +11,7 @@ fn migrations() -> Migrator {
         ("registry", include_str!("../../../migrations/postgres/0001_registry.sql")),
         ("gateways", include_str!("../../../migrations/postgres/0002_gateways.sql")),
         ("audit", include_str!("../../../migrations/postgres/0003_audit.sql")),
+        ("roles", include_str!("../../../migrations/postgres/0004_roles.sql")),
     ]);
     migrator.create_schema("doorward");
     migrator

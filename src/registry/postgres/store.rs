@@ -6,7 +6,7 @@ use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 
-use super::super::shared::{ATTEMPTS, Phase, clean, last_claims, settle};
+use super::super::shared::{ATTEMPTS, Phase, clean, count, last_claims, settle};
 use super::super::{Batch, Fate, MessageFilter, NewMessage, RegistryError, Result, StoredMessage};
 use super::error::Remedy;
 use super::{Postgres, error, rows};
@@ -264,21 +264,15 @@ pub(super) async fn prune_messages(
 ) -> Result<u64> {
     let mut connection = registry.operator().await?;
     let mut transaction = connection.begin().await.map_err(error::read)?;
-    // Another gateway may prune at the same time: what it holds is as good as gone.
-    let deleted = sqlx::query(
-        "DELETE FROM messages WHERE position IN (
-             SELECT position FROM messages WHERE received_at < $1 ORDER BY received_at LIMIT $2 FOR UPDATE SKIP LOCKED
-         )",
-    )
-    .bind(before)
-    .bind(i64::from(limit))
-    .execute(&mut *transaction)
-    .await
-    .map_err(error::read)?
-    .rows_affected();
+    let deleted: i64 = sqlx::query_scalar("SELECT prune_messages($1, $2)")
+        .bind(before)
+        .bind(i64::from(limit))
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(error::read)?;
     phase.commit(transaction).await.map_err(error::commit)?;
     connection.release();
-    Ok(deleted)
+    Ok(count(deleted))
 }
 
 pub(super) async fn prune_history(
@@ -289,34 +283,15 @@ pub(super) async fn prune_history(
 ) -> Result<u64> {
     let mut connection = registry.operator().await?;
     let mut transaction = connection.begin().await.map_err(error::read)?;
-    // Not what a follower still reads again, and what came from another cluster with xids that are still to come here.
-    let changes = sqlx::query(
-        "DELETE FROM changes WHERE id IN (
-             SELECT c.id FROM changes c, pg_current_snapshot() AS s
-             WHERE c.at < $1 AND (c.xid < pg_snapshot_xmin(s) OR c.xid >= pg_snapshot_xmax(s))
-             ORDER BY c.at LIMIT $2 FOR UPDATE OF c SKIP LOCKED
-         )",
-    )
-    .bind(before)
-    .bind(i64::from(limit))
-    .execute(&mut *transaction)
-    .await
-    .map_err(error::read)?
-    .rows_affected();
-    let events = sqlx::query(
-        "DELETE FROM events WHERE id IN (
-             SELECT id FROM events WHERE at < $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED
-         )",
-    )
-    .bind(before)
-    .bind(i64::from(limit).saturating_sub_unsigned(changes))
-    .execute(&mut *transaction)
-    .await
-    .map_err(error::read)?
-    .rows_affected();
+    let deleted: i64 = sqlx::query_scalar("SELECT prune_history($1, $2)")
+        .bind(before)
+        .bind(i64::from(limit))
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(error::read)?;
     phase.commit(transaction).await.map_err(error::commit)?;
     connection.release();
-    Ok(changes + events)
+    Ok(count(deleted))
 }
 
 pub(super) async fn messages(registry: &Postgres, filter: &MessageFilter) -> Result<Vec<StoredMessage>> {

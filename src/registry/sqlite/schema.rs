@@ -12,6 +12,7 @@ fn migrations() -> Migrator {
         ("registry", include_str!("../../../migrations/sqlite/0001_registry.sql")),
         ("gateways", include_str!("../../../migrations/sqlite/0002_gateways.sql")),
         ("audit", include_str!("../../../migrations/sqlite/0003_audit.sql")),
+        ("roles", include_str!("../../../migrations/sqlite/0004_roles.sql")),
     ])
 }
 

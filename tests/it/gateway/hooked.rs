@@ -85,7 +85,7 @@ pub(super) async fn house(edit: impl FnOnce(&mut Config)) -> (House, Arc<Hooked>
 
 pub(super) async fn house_on(db: Database, edit: impl FnOnce(&mut Config)) -> (House, Arc<Hooked>) {
     let hooked = Arc::new(Hooked {
-        inner: Arc::clone(&db.registry),
+        inner: db.for_gateway(),
         look_ups: Gate::new(),
         fail_look_ups: AtomicBool::new(false),
         fail_changes: AtomicBool::new(false),
@@ -226,5 +226,8 @@ impl Registry for Hooked {
     }
     async fn audit_head(&self) -> Result<AuditHead> {
         self.inner.audit_head().await
+    }
+    async fn excess_rights(&self) -> Result<Option<String>> {
+        self.inner.excess_rights().await
     }
 }

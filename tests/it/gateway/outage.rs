@@ -48,7 +48,7 @@ impl Wire {
 
 async fn postgres_by_wire(edit: impl FnOnce(&mut doorward::config::Config)) -> (House, Wire) {
     let db = Database::postgres().await;
-    let url = db.url.to_string();
+    let url = db.url_as("gateway").to_string();
     let (front, name) = url.rsplit_once('/').unwrap();
     let (front, port) = front.rsplit_once(':').unwrap();
     let wire = Wire::to(port.parse().unwrap()).await;

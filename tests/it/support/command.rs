@@ -86,6 +86,15 @@ impl Desk {
         command
     }
 
+    /// The same, told a test's Postgres by the URL that a gateway has.
+    pub(crate) fn gateway_command<'a>(&self, words: impl Into<Words<'a>>) -> Command {
+        let mut command = self.command(words);
+        if let Some(url) = &self.database {
+            command.env("DATABASE_URL", url.replacen("//postgres@", "//t_gateway@", 1));
+        }
+        command
+    }
+
     pub(crate) fn run<'a>(&self, words: impl Into<Words<'a>>) -> Ran {
         Ran::of(&mut self.command(words))
     }

@@ -93,6 +93,28 @@ impl Database {
         .unwrap()
     }
 
+    /// The same database as a gateway reaches it: in Postgres by a login role that is a member of `doorward_gateway` and
+    /// of nothing else.
+    pub(crate) fn for_gateway(&self) -> Arc<dyn Registry> {
+        match &self.sql {
+            Sql::Sqlite(_) => Arc::clone(&self.registry),
+            Sql::Postgres(_) => connect(&self.url_as("gateway"), Access::Existing).unwrap(),
+        }
+    }
+
+    /// The URL for a login role of the server: `gateway`, `issuer`, `operator`, `auditor`, each a member of the role
+    /// of the migrations that is called so; or `stranger`, a member of none.
+    pub(crate) fn url_as(&self, role: &str) -> DatabaseUrl {
+        let url = self.url.to_string();
+        DatabaseUrl::parse(&url.replacen("postgres@", &format!("t_{role}@"), 1)).unwrap()
+    }
+
+    /// A connection of such a role.
+    pub(crate) async fn connected_as(&self, role: &str) -> PgConnection {
+        let url = format!("{}?options=-c%20search_path%3Ddoorward", self.url_as(role));
+        PgConnection::connect(&url).await.unwrap()
+    }
+
     /// Waits until every change is decided, that is below the snapshot's xmin. Tests share a server, and a transaction of
     /// any of them holds xmin back.
     pub(crate) async fn settled(&self) {
@@ -125,12 +147,38 @@ async fn fresh_postgres() -> String {
     let name = format!("t_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let mut admin =
         PgConnection::connect(&format!("postgres://postgres@127.0.0.1:{port}/postgres")).await.unwrap();
+    sqlx::raw_sql(LOGINS).execute(&mut admin).await.unwrap();
     // Process ids come again while the server stays.
     for sql in [format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"), format!("CREATE DATABASE {name}")] {
         sqlx::query(AssertSqlSafe(sql)).execute(&mut admin).await.unwrap();
     }
     format!("postgres://postgres@127.0.0.1:{port}/{name}")
 }
+
+/// Login roles belong to the whole server; what they are members of, the first migration would make. Other tests do the
+/// same at the same time.
+const LOGINS: &str = r#"
+DO $$
+DECLARE
+    name text;
+BEGIN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 't_ready') THEN
+        RETURN;
+    END IF;
+    PERFORM pg_advisory_xact_lock(7260);
+    FOREACH name IN ARRAY ARRAY['gateway', 'issuer', 'operator', 'auditor', 'stranger', 'ready'] LOOP
+        IF name NOT IN ('stranger', 'ready')
+            AND NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'doorward_' || name) THEN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', 'doorward_' || name);
+        END IF;
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 't_' || name) THEN
+            EXECUTE format('CREATE ROLE %I LOGIN', 't_' || name);
+        END IF;
+        IF name NOT IN ('stranger', 'ready') THEN
+            EXECUTE format('GRANT %I TO %I', 'doorward_' || name, 't_' || name);
+        END IF;
+    END LOOP;
+END $$"#;
 
 /// The shared server, for as long as this process lives.
 struct Server {

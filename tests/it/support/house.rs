@@ -115,7 +115,7 @@ impl House {
 
     /// On a database.
     pub(crate) async fn on(db: Database, edit: impl FnOnce(&mut Config)) -> Self {
-        let registry = Arc::clone(&db.registry);
+        let registry = db.for_gateway();
         Self::behind(db, registry, edit).await
     }
 

@@ -15,9 +15,9 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// On a free port of 127.0.0.1.
+    /// On a free port of 127.0.0.1; in Postgres as a gateway's login role.
     pub(crate) fn start(desk: &Desk) -> Self {
-        Self::spawn(&mut desk.command("gateway run --listen 127.0.0.1:0"))
+        Self::spawn(&mut desk.gateway_command("gateway run --listen 127.0.0.1:0"))
     }
 
     /// By a command that ends up as `gateway run`.
