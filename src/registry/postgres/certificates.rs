@@ -35,12 +35,14 @@ pub(super) async fn revoke(
 ) -> Result<RevokedCertificates> {
     let mut connection = registry.operator().await?;
     let mut transaction = audit::begin(registry, &mut connection).await?;
-    let device: String =
-        sqlx::query_scalar("SELECT device FROM certificates WHERE fingerprint = $1 FOR UPDATE")
-            .bind(fingerprint)
-            .fetch_one(&mut *transaction)
-            .await
-            .map_err(error::read)?;
+    // Renewals lock the device too: none slips in between.
+    let device: String = sqlx::query_scalar(
+        "SELECT id FROM devices WHERE id = (SELECT device FROM certificates WHERE fingerprint = $1) FOR UPDATE",
+    )
+    .bind(fingerprint)
+    .fetch_one(&mut *transaction)
+    .await
+    .map_err(error::read)?;
     let serials: Vec<String> = sqlx::query_scalar(
         "WITH RECURSIVE line AS (
              SELECT fingerprint FROM certificates WHERE fingerprint = $1
