@@ -257,10 +257,18 @@ async fn admit_request<'a>(
             break;
         };
         let grant = gateway.granter.grant(&record, key, now)?;
+        if let Some(wait) = gateway.sessions.throttled(&record.device, clock::now().monotonic) {
+            let detail = "this device has been taken over again and again, as if there were two of it; try again later";
+            return Err(Denied {
+                retry_after: Some(wait.as_secs() + 1),
+                ..Denied::new(Problem::TooMany, detail)
+            });
+        }
         let handle = Arc::new(Handle {
             id: Arc::clone(id),
             device: record.device,
             fleet: Mutex::new(record.fleet),
+            peer,
             certificate: fingerprint,
             certificate_ends: leaf_ends,
             key,
@@ -290,7 +298,9 @@ async fn refuse(gateway: &Gateway, refused: Refused, peer: SocketAddr, id: &str)
         "refused"
     );
     let retry_after = match problem {
-        Problem::Draining | Problem::Unavailable | Problem::TooMany => Some(fastrand::u64(1..=10)),
+        Problem::Draining | Problem::Unavailable | Problem::TooMany => {
+            Some(denied.retry_after.unwrap_or_else(|| fastrand::u64(1..=10)))
+        }
         _ => None,
     };
     let answer = async {

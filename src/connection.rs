@@ -23,14 +23,14 @@ use tokio::time::Sleep;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::accept::{Admitted, Stream};
 use crate::clock;
 use crate::entropy;
 use crate::gateway::Gateway;
 use crate::gateway::mailbox::{Ending, Outcome};
-use crate::gateway::sessions::Handle;
+use crate::gateway::sessions::{Handle, Proof};
 use crate::registry::{Claim, NewEvent};
 use crate::sink::{Job, NoRoom};
 
@@ -305,9 +305,16 @@ impl Connection {
     }
 
     fn proven(&mut self) {
-        if !self.gateway.sessions.prove(&self.handle) {
+        match self.gateway.sessions.prove(&self.handle, clock::now().monotonic) {
             // A newer connection took its place before it was proven; its ending is in the mailbox.
-            return;
+            Proof::Late => return,
+            Proof::Taken => {}
+            Proof::Suspicious(older) => {
+                let detail =
+                    format!("taken over again and again, the last time from {} by {}", older.peer, self.peer);
+                warn!(connection = %self.handle.id, device = %self.handle.device, %detail, "possible clone; nobody else is let in as this device for a minute");
+                self.gateway.sink.event(self.event("possible_clone", detail));
+            }
         }
         self.gateway.counters.proven();
         info!(connection = %self.handle.id, device = %self.handle.device, peer = %self.peer, "session proven");
@@ -318,6 +325,17 @@ impl Connection {
             peer: self.peer.to_string(),
             at: clock::utc(),
         });
+    }
+
+    fn event(&self, kind: &'static str, detail: String) -> NewEvent {
+        NewEvent {
+            at: clock::utc(),
+            gateway: Arc::clone(&self.gateway.settings.gateway),
+            device: Some(self.handle.device.clone()),
+            kind,
+            peer: self.peer.to_string(),
+            detail,
+        }
     }
 
     /// Tries the held publish again, or gives it up when its time is over.
@@ -402,14 +420,7 @@ impl Connection {
             "session closed"
         );
         if close == Close::Strikes {
-            self.gateway.sink.event(NewEvent {
-                at: clock::utc(),
-                gateway: Arc::clone(&self.gateway.settings.gateway),
-                device: Some(self.handle.device.clone()),
-                kind: "strikes",
-                peer: self.peer.to_string(),
-                detail: Close::Strikes.reason().to_owned(),
-            });
+            self.gateway.sink.event(self.event("strikes", Close::Strikes.reason().to_owned()));
         }
         match ended {
             Ended::Broken(_) => {}

@@ -120,11 +120,13 @@ impl Problem {
 pub(crate) struct Denied {
     pub(crate) problem: Problem,
     pub(crate) detail: String,
+    /// When to come back, in seconds, where that is known.
+    pub(crate) retry_after: Option<u64>,
 }
 
 impl Denied {
     pub(crate) fn new(problem: Problem, detail: impl Into<String>) -> Self {
-        Self { problem, detail: detail.into() }
+        Self { problem, detail: detail.into(), retry_after: None }
     }
 }
 

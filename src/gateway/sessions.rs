@@ -5,6 +5,7 @@
 //! a session starts with is never older than the last change applied.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
 use tokio::sync::Notify;
 
 use super::mailbox::{Ending, Mailbox};
+use crate::clock;
 
 /// A session as the rest of the gateway sees it.
 #[derive(Debug)]
@@ -25,6 +27,8 @@ pub(crate) struct Handle {
     pub(crate) device: DeviceId,
     /// In which fleet, when its record was last read.
     pub(crate) fleet: Mutex<FleetId>,
+    /// From where.
+    pub(crate) peer: SocketAddr,
     /// By which certificate.
     pub(crate) certificate: Fingerprint,
     /// When that ends, as it says itself.
@@ -50,17 +54,67 @@ impl Handle {
     }
 }
 
+/// Takeovers of one device within [`TAKEOVER_WINDOW`] that look like two devices with one identity: a device that
+/// reconnects because its network is bad takes over from itself, but not that often.
+const MAX_TAKEOVERS: u32 = 4;
+const TAKEOVER_WINDOW: Duration = Duration::from_secs(60);
+/// How long nobody else is let in as this device then. Whoever has the session keeps it.
+const CLONE_THROTTLE: Duration = Duration::from_secs(60);
+
 #[derive(Debug, Default)]
 struct Entry {
     proven: Option<Arc<Handle>>,
     unproven: Option<Arc<Handle>>,
     watches: Vec<Arc<AtomicBool>>,
+    takeovers: Takeovers,
+}
+
+/// On the monotonic clock.
+#[derive(Debug, Default)]
+struct Takeovers {
+    since: Duration,
+    count: u32,
+    throttled_until: Option<Duration>,
+}
+
+impl Takeovers {
+    /// One more; whether that is one too many.
+    fn add(&mut self, now: Duration) -> bool {
+        if now.saturating_sub(self.since) >= TAKEOVER_WINDOW {
+            *self = Self { since: now, ..Self::default() };
+        }
+        self.count += 1;
+        let too_many = self.count >= MAX_TAKEOVERS;
+        if too_many {
+            *self = Self { throttled_until: Some(now + CLONE_THROTTLE), ..Self::default() };
+        }
+        too_many
+    }
+
+    /// How long the device is still to be kept waiting.
+    fn wait(&self, now: Duration) -> Option<Duration> {
+        self.throttled_until.and_then(|until| until.checked_sub(now)).filter(|wait| !wait.is_zero())
+    }
 }
 
 impl Entry {
-    fn is_empty(&self) -> bool {
-        self.proven.is_none() && self.unproven.is_none() && self.watches.is_empty()
+    fn is_empty(&self, now: Duration) -> bool {
+        self.proven.is_none()
+            && self.unproven.is_none()
+            && self.watches.is_empty()
+            && self.takeovers.wait(now).is_none()
     }
+}
+
+/// What a session's proof came to.
+#[derive(Debug)]
+pub(crate) enum Proof {
+    /// It has the device's place.
+    Taken,
+    /// It has the device's place, which has changed hands too often; whose it was before.
+    Suspicious(Arc<Handle>),
+    /// It is not the device's unproven session any more.
+    Late,
 }
 
 /// All sessions of a gateway. Bounded by the connections that it accepts.
@@ -91,7 +145,7 @@ impl Drop for Watch<'_> {
         let mut entries = self.sessions.lock();
         if let Some(entry) = entries.get_mut(&self.device) {
             entry.watches.retain(|watch| !Arc::ptr_eq(watch, &self.changed));
-            if entry.is_empty() {
+            if entry.is_empty(clock::now().monotonic) {
                 entries.remove(&self.device);
             }
         }
@@ -127,19 +181,27 @@ impl Sessions {
         true
     }
 
-    /// The session has been proven: it takes the device's place, and the one that had it ends. `false` where the
-    /// session is not the device's unproven one any more.
-    pub(crate) fn prove(&self, handle: &Arc<Handle>) -> bool {
+    /// How long a device has to wait before it may connect: it has been taken over again and again.
+    pub(crate) fn throttled(&self, device: &DeviceId, now: Duration) -> Option<Duration> {
+        self.lock().get(device)?.takeovers.wait(now)
+    }
+
+    /// Forgets waits that are over.
+    pub(crate) fn sweep(&self, now: Duration) {
+        self.lock().retain(|_, entry| !entry.is_empty(now));
+    }
+
+    /// The session has been proven: it takes the device's place, and the one that had it ends.
+    pub(crate) fn prove(&self, handle: &Arc<Handle>, now: Duration) -> Proof {
         let mut entries = self.lock();
-        let Some(entry) = entries.get_mut(&handle.device) else { return false };
+        let Some(entry) = entries.get_mut(&handle.device) else { return Proof::Late };
         if !entry.unproven.as_ref().is_some_and(|unproven| Arc::ptr_eq(unproven, handle)) {
-            return false;
+            return Proof::Late;
         }
         entry.unproven = None;
-        if let Some(older) = entry.proven.replace(Arc::clone(handle)) {
-            older.mailbox.put_ending(Ending::now(Close::Superseded));
-        }
-        true
+        let Some(older) = entry.proven.replace(Arc::clone(handle)) else { return Proof::Taken };
+        older.mailbox.put_ending(Ending::now(Close::Superseded));
+        if entry.takeovers.add(now) { Proof::Suspicious(older) } else { Proof::Taken }
     }
 
     /// The session has ended. Whether it was the device's proven one.
@@ -150,7 +212,7 @@ impl Sessions {
             |place: &mut Option<Arc<Handle>>| place.take_if(|other| Arc::ptr_eq(other, handle)).is_some();
         let was_proven = take(&mut entry.proven);
         take(&mut entry.unproven);
-        if entry.is_empty() {
+        if entry.is_empty(clock::now().monotonic) {
             entries.remove(&handle.device);
         }
         drop(entries);
@@ -219,7 +281,9 @@ impl Sessions {
 
     /// How many devices are here.
     pub(crate) fn count(&self) -> usize {
-        self.lock().len()
+        let here =
+            |entry: &&Entry| entry.proven.is_some() || entry.unproven.is_some() || !entry.watches.is_empty();
+        self.lock().values().filter(here).count()
     }
 }
 
@@ -234,11 +298,14 @@ fn changed(entry: &Entry) -> Vec<Arc<Handle>> {
 mod tests {
     use super::*;
 
+    const NOW: Duration = Duration::from_secs(1000);
+
     fn handle(device: &str, id: &str) -> Arc<Handle> {
         Arc::new(Handle {
             id: id.into(),
             device: DeviceId::new(device).unwrap(),
             fleet: Mutex::new(FleetId::new("default").unwrap()),
+            peer: SocketAddr::from(([192, 0, 2, 1], 4000)),
             certificate: Fingerprint::of(id.as_bytes()),
             certificate_ends: time::OffsetDateTime::UNIX_EPOCH,
             key: None,
@@ -259,11 +326,11 @@ mod tests {
         for handle in [&first, &second] {
             assert!(sessions.enter(&sessions.watch(&handle.device), handle));
             if Arc::ptr_eq(handle, &first) {
-                assert!(sessions.prove(&first));
+                assert!(matches!(sessions.prove(&first, NOW), Proof::Taken));
             }
         }
         assert_eq!(ending(&first), None);
-        assert!(sessions.prove(&second));
+        assert!(matches!(sessions.prove(&second, NOW), Proof::Taken));
         assert_eq!(ending(&first), Some(Close::Superseded));
         assert!(!sessions.leave(&first), "the place is the second's by now");
         assert!(sessions.leave(&second));
@@ -277,7 +344,7 @@ mod tests {
         assert!(sessions.enter(&sessions.watch(&first.device), &first));
         assert!(sessions.enter(&sessions.watch(&second.device), &second));
         assert_eq!(ending(&first), Some(Close::Unproven));
-        assert!(!sessions.prove(&first));
+        assert!(matches!(sessions.prove(&first, NOW), Proof::Late));
     }
 
     #[test]
@@ -295,5 +362,36 @@ mod tests {
         assert!(sessions.enter(&watch, &session));
         drop(watch);
         assert_eq!(sessions.device_changed(&session.device).len(), 1);
+    }
+
+    #[test]
+    fn a_device_that_is_taken_over_again_and_again_is_slowed_down_and_that_ends_by_itself() {
+        let sessions = Sessions::default();
+        let take = |n: u32, now: Duration| {
+            let handle = handle("a", &n.to_string());
+            assert!(sessions.enter(&sessions.watch(&handle.device), &handle));
+            (sessions.prove(&handle, now), handle)
+        };
+        let (_, mut last) = take(0, NOW);
+        // So seldom it is a device with a bad network.
+        for n in 1..8 {
+            let (proof, handle) = take(n, NOW + TAKEOVER_WINDOW * n / 2);
+            assert!(matches!(proof, Proof::Taken), "{n}");
+            last = handle;
+        }
+        let soon = NOW + TAKEOVER_WINDOW * 10;
+        for n in 1..MAX_TAKEOVERS {
+            assert!(matches!(take(n, soon).0, Proof::Taken), "{n}");
+        }
+        assert_eq!(sessions.throttled(&last.device, soon), None);
+        let (proof, newest) = take(99, soon);
+        assert!(matches!(proof, Proof::Suspicious(_)));
+        assert_eq!(sessions.throttled(&newest.device, soon), Some(CLONE_THROTTLE));
+        assert_eq!(ending(&newest), None, "who has the session keeps it");
+        assert_eq!(sessions.throttled(&newest.device, soon + CLONE_THROTTLE), None);
+        sessions.leave(&newest);
+        assert_eq!(sessions.count(), 0);
+        sessions.sweep(soon + CLONE_THROTTLE);
+        assert!(sessions.lock().is_empty());
     }
 }

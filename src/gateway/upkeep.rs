@@ -32,7 +32,10 @@ pub(super) async fn run(gateway: Arc<Gateway>, stop: CancellationToken) {
     let mut prune = tokio::time::interval(PRUNE_EVERY);
     loop {
         tokio::select! {
-            _ = seen.tick() => note_seen(&gateway),
+            _ = seen.tick() => {
+                note_seen(&gateway);
+                gateway.sessions.sweep(clock::now().monotonic);
+            }
             _ = prune.tick() => tokio::select! {
                 pruned = prune_old(&gateway) => if let Err(error) = pruned {
                     warn!(%error, "old rows could not be deleted; the next try is in a minute");

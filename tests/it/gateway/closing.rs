@@ -290,3 +290,26 @@ async fn the_parts_of_a_message_are_signs_of_life() {
     }
     device.expect("ack").await;
 }
+
+#[tokio::test]
+async fn a_device_that_is_taken_over_again_and_again_is_an_event_and_slowed_down() {
+    let house = House::start().await;
+    let credentials = house.add_device("press-7").await;
+    let mut last = Device::prove(&house, &credentials).await;
+    for _ in 0..4 {
+        let next = Device::prove(&house, &credentials).await;
+        last.closed_with_bye(4009).await;
+        last = next;
+    }
+    let answer = refused(&house, &credentials).await;
+    assert_eq!((answer.status, problem_of(&answer)), (429, "too-many".to_owned()));
+    let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+    assert!((50..=61).contains(&wait), "{wait}");
+    // Who has the session keeps it; other devices notice nothing.
+    let seq = last.publish("m1", json!(1)).await;
+    last.acked(seq).await;
+    Device::prove(&house, &house.add_device("press-8").await).await;
+    let events = "SELECT count(*) FROM events WHERE kind = 'possible_clone' AND device = 'press-7'
+        AND detail LIKE '%from 127.0.0.1:% by 127.0.0.1:%'";
+    eventually("the event", async || house.db.number(events).await == 1).await;
+}
