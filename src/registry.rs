@@ -477,6 +477,13 @@ pub enum Change {
     Fleet(FleetId),
     /// An operator ends the device's session without more.
     Kick(DeviceId),
+    /// The device has been proven at another gateway, and this session of it has lost its place.
+    Takeover {
+        /// The device.
+        device: DeviceId,
+        /// The session.
+        session: String,
+    },
 }
 
 /// A place in the feed of changes, for one process and one database: a follower takes it from [`Registry::position`],

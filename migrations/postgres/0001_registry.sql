@@ -100,7 +100,7 @@ CREATE INDEX events_device ON events (device, at) WHERE device IS NOT NULL;
 CREATE TABLE changes (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     xid xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    kind text NOT NULL CHECK (kind IN ('device', 'fleet', 'kick')),
+    kind text NOT NULL CHECK (kind IN ('device', 'fleet', 'kick', 'takeover')),
     subject text COLLATE "C" NOT NULL,
     at timestamptz NOT NULL DEFAULT now() CHECK (at BETWEEN '0001-01-01Z' AND '9999-12-31Z')
 );

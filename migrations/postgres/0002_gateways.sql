@@ -24,3 +24,13 @@ BEGIN
     RETURN NULL;
 END $$;
 CREATE TRIGGER wake AFTER INSERT ON changes REFERENCING NEW TABLE AS touched FOR EACH STATEMENT EXECUTE FUNCTION wake_gateways();
+
+-- A device that is proven at one gateway ends its session at another. That is rare: the trigger's condition is all that the
+-- hot path pays for it. The subject names the session that has lost its place, so that no younger one is meant.
+CREATE FUNCTION note_takeover() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = doorward, pg_temp AS $$
+BEGIN
+    INSERT INTO changes (kind, subject) VALUES ('takeover', OLD.device || '/' || OLD.session);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER note_takeover AFTER UPDATE ON presence FOR EACH ROW
+    WHEN (OLD.session IS NOT NULL AND NEW.session IS NOT NULL AND NEW.gateway <> OLD.gateway) EXECUTE FUNCTION note_takeover();

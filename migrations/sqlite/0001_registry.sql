@@ -116,7 +116,7 @@ CREATE INDEX events_device ON events (device, at) WHERE device IS NOT NULL;
 -- The feed. One writer at a time: ids are drawn in the order of commits. AUTOINCREMENT: no id comes twice.
 CREATE TABLE changes (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
-    kind TEXT NOT NULL CHECK (kind IN ('device', 'fleet', 'kick')),
+    kind TEXT NOT NULL CHECK (kind IN ('device', 'fleet', 'kick', 'takeover')),
     subject TEXT NOT NULL,
     at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
         CHECK (at GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]:[0-9][0-9]:[0-9][0-9].[0-9][0-9][0-9]Z')

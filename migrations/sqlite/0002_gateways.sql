@@ -17,3 +17,9 @@ CREATE TABLE gateways (
     signed_off TEXT
         CHECK (signed_off GLOB '[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]T[0-9][0-9]:[0-9][0-9]:[0-9][0-9].[0-9][0-9][0-9]Z')
 ) STRICT, WITHOUT ROWID;
+
+-- A device that is proven at one gateway ends its session at another. The subject names the session that has lost its
+-- place, so that no younger one is meant.
+CREATE TRIGGER presence_note_takeover AFTER UPDATE ON presence
+WHEN OLD.session IS NOT NULL AND NEW.session IS NOT NULL AND NEW.gateway <> OLD.gateway
+BEGIN INSERT INTO changes (kind, subject) VALUES ('takeover', OLD.device || '/' || OLD.session); END;

@@ -131,6 +131,13 @@ impl Follower {
             match change {
                 Change::Device(device) => self.mark(gateway.sessions.device_changed(&device)),
                 Change::Fleet(fleet) => self.mark(gateway.sessions.fleet_changed(&fleet)),
+                Change::Takeover { device, session } => {
+                    // Unlike the others it says nothing new to an admission.
+                    if let Some(handle) = gateway.sessions.find(&device, &session) {
+                        handle.mailbox.put_ending(Ending::now(Close::Superseded));
+                        ended.push(handle);
+                    }
+                }
                 Change::Kick(device) => {
                     for handle in gateway.sessions.device_changed(&device) {
                         handle.mailbox.put_ending(Ending::now(Close::Kicked));

@@ -247,6 +247,13 @@ impl Sessions {
         self.lock().get(device).map(changed).unwrap_or_default()
     }
 
+    /// The device's session of this name.
+    pub(crate) fn find(&self, device: &DeviceId, session: &str) -> Option<Arc<Handle>> {
+        let entries = self.lock();
+        let entry = entries.get(device)?;
+        entry.proven.iter().chain(&entry.unproven).find(|handle| &*handle.id == session).cloned()
+    }
+
     /// A fleet has changed. Its sessions, to be judged again; who is being admitted may belong to it.
     pub(crate) fn fleet_changed(&self, fleet: &FleetId) -> Vec<Arc<Handle>> {
         let of_fleet = |handle: &Arc<Handle>| handle.is_in(fleet);

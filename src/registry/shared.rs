@@ -211,6 +211,10 @@ pub(super) fn change(kind: &str, subject: &str) -> Option<Change> {
         "device" => DeviceId::new(subject).ok().map(Change::Device),
         "fleet" => FleetId::new(subject).ok().map(Change::Fleet),
         "kick" => DeviceId::new(subject).ok().map(Change::Kick),
+        "takeover" => {
+            let (device, session) = subject.split_once('/')?;
+            Some(Change::Takeover { device: DeviceId::new(device).ok()?, session: session.to_owned() })
+        }
         _ => None,
     }
 }

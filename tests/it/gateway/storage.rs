@@ -199,6 +199,40 @@ async fn a_session_of_another_gateway_fences(db: Database) {
     assert_eq!(house.db.number(theirs).await, 1, "its end releases its own place alone");
 }
 
+/// Two gateways on one registry.
+async fn one_session_a_device(db: Database) {
+    let mut other = House::start().await;
+    let house = House::on(db, |_| {}).await;
+    other.joins(&house, "gateway-2").await;
+    let credentials = house.add_device("press-7").await;
+    let mut here = Device::prove(&house, &credentials).await;
+    // Idle: nothing of its own tells it.
+    eventually("its place", async || {
+        house.db.number("SELECT count(*) FROM presence WHERE session IS NOT NULL").await == 1
+    })
+    .await;
+    let mut there = Device::prove(&other, &credentials).await;
+    assert_eq!(here.closed_with_bye(4009).await, json!(60));
+    let seq = there.publish("m1", json!(1)).await;
+    there.acked(seq).await;
+    // And back again.
+    let mut here = Device::prove(&house, &credentials).await;
+    there.closed_with_bye(4009).await;
+    let seq = here.publish("m2", json!(2)).await;
+    here.acked(seq).await;
+    assert_eq!(house.db.number("SELECT epoch FROM presence").await, 3);
+}
+
+#[tokio::test]
+async fn one_session_a_device_on_sqlite() {
+    one_session_a_device(Database::sqlite().await).await;
+}
+
+#[tokio::test]
+async fn one_session_a_device_on_postgres() {
+    one_session_a_device(Database::postgres().await).await;
+}
+
 #[tokio::test]
 async fn a_session_of_another_gateway_fences_on_sqlite() {
     a_session_of_another_gateway_fences(Database::sqlite().await).await;

@@ -164,6 +164,22 @@ impl House {
         within("the end of serve", &mut self.serving).await.unwrap().unwrap();
     }
 
+    /// The same home's gateway goes on as another one of a house's: its registry, its CAs, its master key.
+    pub(crate) async fn joins(&mut self, house: &House, name: &str) {
+        self.shut_down();
+        self.ended().await;
+        for file in ["issuing.crt", "gateway.crt", "gateway.key", "master.key"] {
+            let path = self.home.pki(file);
+            std::fs::remove_file(&path).unwrap();
+            std::fs::copy(house.home.pki(file), &path).unwrap();
+        }
+        self.root = Authority::load(&house.root.certificate_pem(), &house.root.key_pem()).unwrap();
+        self.registry = Arc::clone(&house.registry);
+        name.clone_into(&mut self.config.gateway.name);
+        (self.gateway, self.address, self.stop, self.serving) =
+            open(&self.config, &self.home, &self.registry).await;
+    }
+
     /// Another run of the gateway on the same home and registry.
     pub(crate) async fn restart(&mut self) {
         self.shut_down();
