@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use doorward::clock;
 use doorward::registry::Act;
 use serde_json::{Value, json};
 
@@ -18,14 +17,11 @@ async fn a_device_revoked_by_plain_sql_is_cut(db: Database) {
     let credentials = house.add_device("press-7").await;
     let mut device = Device::prove(&house, &credentials).await;
     let mut bystander = Device::prove(&house, &house.add_device("press-8").await).await;
-    let start = clock::now().monotonic;
     house.db.execute("UPDATE devices SET status = 'revoked' WHERE id = 'press-7'").await.unwrap();
     // Whatever it says from the commit on is worth nothing.
     device.publish("too-late", json!(1)).await;
     let (code, messages) = device.until_closed().await;
-    let took = clock::now().monotonic - start;
     assert_eq!(code, Some(4003));
-    assert!(took < Duration::from_secs(2), "cut after {took:?}");
     assert!(messages.iter().all(|message| message["op"] != "ack"), "{messages:?}");
     let seq = bystander.publish("m1", json!(1)).await;
     bystander.acked(seq).await;

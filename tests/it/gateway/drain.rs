@@ -2,30 +2,27 @@
 
 use std::time::Duration;
 
-use doorward::clock;
 use serde_json::json;
 use tokio::net::TcpStream;
 
 use super::hooked::{self, Failure};
 use crate::support::database::Database;
 use crate::support::device::{Device, Heard, ranges};
-use crate::support::house::{House, eventually};
+use crate::support::house::{House, eventually, seconds};
 
 async fn a_drain_says_goodbye(db: Database) {
-    let mut house = House::on(db, |_| {}).await;
+    // Far longer than a test waits: it ends because everybody is gone.
+    let mut house = House::on(db, |config| config.gateway.drain = seconds(300)).await;
     let mut device = Device::prove(&house, &house.add_device("proven").await).await;
     let mut unproven = Device::connect(&house, &house.add_device("unproven").await).await;
     let here = "SELECT count(*) FROM presence WHERE session IS NOT NULL";
     eventually("presence", async || house.db.number(here).await == 1).await;
-    let start = clock::now().monotonic;
     house.shut_down();
     for device in [&mut device, &mut unproven] {
         let retry_after = device.closed_with_bye(1001).await.as_u64().expect("retry_after");
         assert!((1..=60).contains(&retry_after));
     }
     house.ended().await;
-    let took = clock::now().monotonic - start;
-    assert!(took < Duration::from_secs(2), "with everybody gone the drain is over, and it took {took:?}");
     assert_eq!(house.db.number(here).await, 0);
     TcpStream::connect(house.address).await.unwrap_err();
 }
@@ -73,34 +70,28 @@ async fn what_is_under_way_is_acked_before_the_goodbye() {
 #[tokio::test]
 async fn a_store_that_does_not_come_back_does_not_hold_up_the_end() {
     let (mut house, hooked) = hooked::house(|config| {
-        config.gateway.drain = crate::support::house::seconds(2);
+        config.gateway.drain = seconds(2);
     })
     .await;
     let credentials = house.add_device("press-7").await;
     let mut device = Device::prove(&house, &credentials).await;
     *hooked.fail_writes.lock().unwrap() = Some(Failure::Unavailable);
     device.publish("m1", json!(1)).await;
-    let start = clock::now().monotonic;
     house.shut_down();
     let (code, messages) = device.until_closed().await;
     assert_eq!(code, Some(1001));
     assert!(messages.iter().all(|message| message["op"] != "ack"), "{messages:?}");
     house.ended().await;
-    let took = clock::now().monotonic - start;
-    assert!(took < Duration::from_secs(9), "{took:?}");
     assert_eq!(house.stored().await, []);
 }
 
 #[tokio::test]
 async fn a_silent_stranger_does_not_hold_up_the_end() {
-    let mut house = House::start().await;
+    let mut house = House::with(|config| config.gateway.drain = seconds(300)).await;
     let stranger = TcpStream::connect(house.address).await.unwrap();
     // One behind it has been served: so it has been accepted.
     Device::prove(&house, &house.add_device("press-7").await).await;
-    let start = clock::now().monotonic;
     house.shut_down();
     house.ended().await;
-    let took = clock::now().monotonic - start;
-    assert!(took < Duration::from_secs(6), "the drain has 5 s, and it took {took:?}");
     drop(stranger);
 }
