@@ -9,6 +9,7 @@ pub mod sqlite;
 mod audit;
 mod certificates;
 mod gateways;
+mod messages;
 mod shared;
 mod url;
 
@@ -18,12 +19,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use doorward_pki::identity::Fingerprint;
-use doorward_proto::ids::{DeviceId, FleetId, KeyVersion, MessageId};
+use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
 use time::OffsetDateTime;
 
 pub use audit::{AuditFilter, AuditHash, AuditHead, AuditRow, Chain, Misfit};
 pub use certificates::{CertificateFilter, RevokedCertificates};
 pub use gateways::{Acted, Applied, Enrolment, GatewayStatus, Mark};
+pub use messages::{Batch, Claim, Fate, MessageFilter, NewEvent, NewMessage, StoredMessage};
 pub use url::{DatabaseUrl, UrlError};
 
 /// How long a gateway waits for the registry. A session that cannot be judged by then is refused with 503.
@@ -354,118 +356,6 @@ pub enum Done {
     Changed,
     /// The state was already so.
     Already,
-}
-
-/// A device's proven session takes its place: the epoch goes up and the session becomes the newest.
-#[derive(Debug, Clone)]
-pub struct Claim {
-    /// The device.
-    pub device: DeviceId,
-    /// The session, as the gateway names it.
-    pub session: Arc<str>,
-    /// The gateway's name.
-    pub gateway: Arc<str>,
-    /// The peer's address.
-    pub peer: String,
-    /// When it was proven.
-    pub at: OffsetDateTime,
-}
-
-/// A publish to store.
-#[derive(Debug, Clone)]
-pub struct NewMessage {
-    /// Who sent it.
-    pub device: DeviceId,
-    /// In which session.
-    pub session: Arc<str>,
-    /// The device's own id for it.
-    pub id: MessageId,
-    /// The channel.
-    pub channel: Box<str>,
-    /// The JSON text as received.
-    pub data: Box<str>,
-    /// When it was measured, in unix milliseconds, as the device says.
-    pub at_ms: Option<i64>,
-    /// When the gateway received it, in unix milliseconds.
-    pub received_ms: i64,
-}
-
-/// A security event.
-#[derive(Debug, Clone)]
-pub struct NewEvent {
-    /// When.
-    pub at: OffsetDateTime,
-    /// The gateway's name.
-    pub gateway: Arc<str>,
-    /// The device, where known.
-    pub device: Option<DeviceId>,
-    /// Which kind, from a fixed list.
-    pub kind: &'static str,
-    /// The peer's address.
-    pub peer: String,
-    /// Words for a person.
-    pub detail: String,
-}
-
-/// One transaction of a gateway. Its parts are written in the order of the fields.
-#[derive(Debug, Default)]
-pub struct Batch {
-    /// Sessions that have been proven.
-    pub claims: Vec<Claim>,
-    /// Messages to store.
-    pub messages: Vec<NewMessage>,
-    /// Sessions that were heard, and when.
-    pub seen: Vec<(DeviceId, Arc<str>, OffsetDateTime)>,
-    /// Sessions that have ended.
-    pub releases: Vec<(DeviceId, Arc<str>)>,
-    /// What a security officer wants to read.
-    pub events: Vec<NewEvent>,
-}
-
-/// What became of one message of a batch that committed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    /// It is stored.
-    Stored,
-    /// A message of this device with this id was stored before, perhaps in this very batch: acked, and delivered no
-    /// second time.
-    Duplicate,
-    /// The device is not active or the session is not its newest: not stored, never acked.
-    Fenced,
-    /// The database refuses this very row.
-    Unstorable,
-}
-
-/// A stored message.
-#[derive(Debug, Clone)]
-pub struct StoredMessage {
-    /// The place in the order of storing.
-    pub position: i64,
-    /// Who sent it.
-    pub device: DeviceId,
-    /// The device's own id for it.
-    pub id: MessageId,
-    /// The channel.
-    pub channel: String,
-    /// The JSON text as received.
-    pub data: String,
-    /// When it was measured.
-    pub at: Option<OffsetDateTime>,
-    /// When the gateway received it.
-    pub received_at: OffsetDateTime,
-}
-
-/// Which stored messages.
-#[derive(Debug, Clone, Default)]
-pub struct MessageFilter {
-    /// Of this device alone.
-    pub device: Option<DeviceId>,
-    /// Received at or after.
-    pub since: Option<OffsetDateTime>,
-    /// Stored after this position.
-    pub after: i64,
-    /// How many at most.
-    pub limit: u32,
 }
 
 /// What changed in the registry.

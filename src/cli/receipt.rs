@@ -16,6 +16,8 @@ use crate::registry::{Acted, GatewayStatus, Registry, RegistryError};
 /// Between two looks at what gateways have confirmed; grows to the second.
 const LOOK_EVERY: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(100)];
 
+/// How long the look may take that is begun when the time is over.
+const LAST_LOOK: Duration = Duration::from_secs(1);
 /// How long a session that ends may take to be gone from the registry, too.
 const LAST_WORD_WITHIN: Duration = Duration::from_secs(1);
 
@@ -82,8 +84,13 @@ async fn take(registry: &dyn Registry, acted: &Acted, device: Option<&DeviceId>,
     let mut confirmed_at = None;
     let [mut pause, longest] = LOOK_EVERY;
     loop {
-        let over = spent() >= wait;
-        match look(registry, acted, device).await {
+        // A registry that hangs keeps nobody waiting longer than was asked.
+        let looking =
+            tokio::time::timeout(wait.saturating_sub(spent()) + LAST_LOOK, look(registry, acted, device));
+        let looked = looking.await.unwrap_or_else(|_| {
+            Err(RegistryError::Unavailable(format!("no answer within {} s", spent().as_secs())))
+        });
+        match looked {
             Ok((gateways, ended)) => {
                 for gateway in gateways.iter().filter(|gateway| gateway.confirmed) {
                     if !seen.contains(&gateway.name) {
@@ -103,11 +110,11 @@ async fn take(registry: &dyn Registry, acted: &Acted, device: Option<&DeviceId>,
                 let heard = confirmed_at.is_some_and(|at| {
                     ended || acted.session.is_none() || spent().saturating_sub(at) >= LAST_WORD_WITHIN
                 });
-                if over || heard {
+                if heard || spent() >= wait {
                     return receipt;
                 }
             }
-            Err(error) if over => {
+            Err(error) if spent() >= wait => {
                 receipt.lost = Some(error);
                 return receipt;
             }

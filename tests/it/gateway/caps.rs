@@ -72,9 +72,8 @@ async fn connections_over_the_limit_are_closed_at_once_and_room_comes_back() {
     let mut waiting = TcpStream::connect(house.address).await.unwrap();
     waiting.write_all(HALF_A_HELLO).await.unwrap();
     let mut third = TcpStream::connect(house.address).await.unwrap();
-    let took = closed(&mut third).await;
-    // Far from the 30 s that a handshake may take.
-    assert!(took < Duration::from_secs(10), "closed after {took:?}");
+    // Half of what a handshake may take is longer than this waits.
+    closed(&mut third).await;
     assert_eq!(house.gateway.counters().totals().over_limit, 1);
     // A session's room and a handshake's come back alike.
     drop(waiting);
@@ -93,21 +92,16 @@ async fn connections_over_the_limit_are_closed_at_once_and_room_comes_back() {
 async fn a_slow_handshake_delays_nobody() {
     let house = House::with(|config| config.limits.handshakes = 1).await;
     let credentials = house.add_device("press-7").await;
+    // So many that their turns together, short as each is, would take longer than a test waits.
     let mut slow = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..150 {
         slow.push(TcpStream::connect(house.address).await.unwrap());
     }
-    let start = clock::now().monotonic;
     Device::prove(&house, &credentials).await;
-    let took = clock::now().monotonic - start;
-    assert!(took < Duration::from_secs(10), "behind three silent peers it took {took:?}");
     for tcp in &mut slow {
         tcp.write_all(HALF_A_HELLO).await.unwrap();
     }
-    let start = clock::now().monotonic;
     Device::prove(&house, &credentials).await;
-    let took = clock::now().monotonic - start;
-    assert!(took < Duration::from_secs(10), "behind three that stop in their hello it took {took:?}");
 }
 
 #[tokio::test]
