@@ -23,10 +23,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, info, warn};
 
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Source};
 use crate::gateway::mailbox::Mailbox;
 use crate::gateway::sessions::Handle;
 use crate::identity::{self, Denied, Problem};
+use crate::registry::RegistryError;
 use crate::upgrade::{self, HeadError};
 use crate::{clock, connection, entropy, tls};
 
@@ -228,21 +229,17 @@ async fn admit_request<'a>(
     let named = leaf.common_name().ok().and_then(|name| DeviceId::new(name).ok());
     let watch = named.as_ref().map(|device| gateway.sessions.watch(device));
 
-    if gateway.is_stale() {
-        return Err(Denied::new(
-            Problem::Unavailable,
-            "the gateway has lost sight of its registry for too long",
-        ));
-    }
     let mut wanted = None;
     let mut request = Some(request);
     for _ in 0..MAX_LOOK_UPS {
         if let Some(watch) = &watch {
             watch.reset();
         }
-        let mut record = gateway.registry.look_up(&fingerprint).await.map_err(|error| {
-            warn!(connection = %id, %peer, %error, "the registry does not answer");
-            Denied::new(Problem::Unavailable, "the gateway cannot reach its registry")
+        let (mut record, source) = gateway.record(&fingerprint).await.map_err(|error| {
+            if !matches!(error, RegistryError::Unavailable(_) | RegistryError::Unknown(_)) {
+                warn!(connection = %id, %peer, %error, "the device's record cannot be read");
+            }
+            Denied::new(Problem::Unavailable, "the gateway cannot ask its registry, and has no fresh copy of this device's record")
         })?;
         if let Some(record) = &mut record {
             record.end_by(leaf_ends);
@@ -257,6 +254,11 @@ async fn admit_request<'a>(
             break;
         };
         let grant = gateway.granter.grant(&record, key, now)?;
+        let keep = || {
+            if source == Source::Registry {
+                gateway.cache.put(&fingerprint, &record);
+            }
+        };
         if let Some(wait) = gateway.sessions.throttled(&record.device, clock::now().monotonic) {
             let detail = "this device has been taken over again and again, as if there were two of it; try again later";
             return Err(Denied {
@@ -266,8 +268,8 @@ async fn admit_request<'a>(
         }
         let handle = Arc::new(Handle {
             id: Arc::clone(id),
-            device: record.device,
-            fleet: Mutex::new(record.fleet),
+            device: record.device.clone(),
+            fleet: Mutex::new(record.fleet.clone()),
             peer,
             certificate: fingerprint,
             certificate_ends: leaf_ends,
@@ -277,7 +279,7 @@ async fn admit_request<'a>(
             suspect: AtomicBool::new(false),
         });
         let stay = gateway.tasks.token();
-        if gateway.sessions.enter(watch, &handle) {
+        if gateway.sessions.enter(watch, &handle, keep) {
             let place = Place { gateway, handle: Some(handle), stay };
             // A drain that has begun meanwhile may have said its goodbyes already: this one would never hear it.
             if gateway.is_draining() {

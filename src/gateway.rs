@@ -2,9 +2,13 @@
 
 mod follow;
 pub(crate) mod mailbox;
+mod records;
 pub(crate) mod sessions;
+mod sight;
 mod upkeep;
 
+pub(crate) use records::Source;
+pub(crate) use sight::Sight;
 pub(crate) use upkeep::SEEN_EVERY;
 
 use std::collections::HashMap;
@@ -28,12 +32,15 @@ use crate::config::{self, Config, ConfigError};
 use crate::home::{self, FileError, Home};
 use crate::identity::Granter;
 use crate::metrics::Counters;
+use crate::registry::cache::Cache;
+use crate::registry::lookups::Lookups;
 use crate::registry::{Enrolment, Registry, RegistryError};
 use crate::route::Routes;
 use crate::sink::{self, Sink};
 use crate::tls::{self, TlsError};
 use crate::{accept, entropy};
 
+use follow::Follower;
 use mailbox::Ending;
 use sessions::Sessions;
 
@@ -73,6 +80,10 @@ pub struct Gateway {
     pub(crate) config: Config,
     pub(crate) settings: Arc<Settings>,
     pub(crate) registry: Arc<dyn Registry>,
+    pub(crate) lookups: Arc<Lookups>,
+    /// What the registry has said, for when it is away.
+    pub(crate) cache: Cache,
+    pub(crate) sight: Arc<Sight>,
     pub(crate) granter: Granter,
     pub(crate) tls: ArcSwap<rustls::ServerConfig>,
     pub(crate) sessions: Sessions,
@@ -83,12 +94,10 @@ pub struct Gateway {
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) handshakes: Semaphore,
     pub(crate) tasks: TaskTracker,
-    /// A session has been refused by the store: the feed looks at it.
-    suspects: Arc<Notify>,
+    /// Something speaks for a look at the feed now: a session that the store has refused, a registry that failed.
+    look_at_feed: Arc<Notify>,
     draining: AtomicBool,
     ready: watch::Sender<bool>,
-    /// What is known of the registry is too old to let anybody in by.
-    stale: AtomicBool,
     /// This run, in the registry.
     instance: String,
     home: Home,
@@ -106,7 +115,9 @@ impl Gateway {
         master: MasterKey,
     ) -> Result<Arc<Self>, StartError> {
         let tls = tls::server_config(&config, &home)?;
-        registry.check_schema().await?;
+        home::make_folder(&home.state())?;
+        let instance = format!("{}.{:032x}", home_id(&home)?, u128::from_be_bytes(entropy::random()?));
+        let cache = Cache::open(&home.state(), registry.place()).await;
         // No answer is no reason to stay away: the gateway serves without one, too.
         if let Ok(Some(rights)) = registry.excess_rights().await {
             warn!(
@@ -128,6 +139,9 @@ impl Gateway {
         };
         Ok(Arc::new(Self {
             settings: Arc::new(settings),
+            lookups: Arc::new(Lookups::new(Arc::clone(&registry))),
+            cache,
+            sight: Arc::new(Sight::new(config.registry.max_staleness.0)),
             registry,
             granter: Granter { master, limits, policies: Mutex::new(HashMap::new()) },
             tls: ArcSwap::new(tls),
@@ -138,11 +152,10 @@ impl Gateway {
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             handshakes: Semaphore::new(config.limits.handshakes),
             tasks: TaskTracker::new(),
-            suspects: Arc::new(Notify::new()),
+            look_at_feed: Arc::new(Notify::new()),
             draining: AtomicBool::new(false),
             ready: watch::Sender::new(false),
-            stale: AtomicBool::new(false),
-            instance: format!("{}.{:032x}", home_id(&home)?, u128::from_be_bytes(entropy::random()?)),
+            instance,
             config,
             home,
         }))
@@ -177,11 +190,6 @@ impl Gateway {
         let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
     }
 
-    /// Whether what is known of the registry is older than `registry.max_staleness`.
-    pub(crate) fn is_stale(&self) -> bool {
-        self.stale.load(Ordering::SeqCst)
-    }
-
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
     }
@@ -191,15 +199,13 @@ impl Gateway {
 /// `bye` and 1001, what is stored is committed.
 ///
 /// # Errors
-/// [`RegistryError`] where the feed's position cannot be read at the start: without it no change would be seen; and where
-/// another gateway takes this one's name.
+/// [`RegistryError`] where the registry does not answer at the start and no earlier run has left a copy of it that may serve;
+/// where its schema is another; and where another gateway takes this one's name.
 pub async fn serve(
     gateway: Arc<Gateway>,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), RegistryError> {
-    // The position first: what changes from here on is followed, what was before is read by look-ups.
-    let position = gateway.registry.position().await?;
     let name = &gateway.settings.gateway;
     let enrolment = Enrolment {
         name: Arc::clone(name),
@@ -208,12 +214,7 @@ pub async fn serve(
         address: listener.local_addr().map(|address| address.to_string()).unwrap_or_default(),
         may_serve: follow::may_serve(gateway.config.registry.max_staleness.0),
     };
-    // Before the first device is let in, so that no act overlooks this gateway.
-    gateway.registry.enrol(&enrolment).await?;
-    let left = gateway.registry.forget_sessions(&gateway.settings.gateway).await?;
-    if left > 0 {
-        info!(sessions = left, "sessions of an earlier run have been closed in the registry");
-    }
+    let follower = Follower::start(Arc::clone(&gateway), enrolment).await?;
     let stop = CancellationToken::new();
     let stop_writer = CancellationToken::new();
     let writer = sink::Writer {
@@ -221,50 +222,67 @@ pub async fn serve(
         registry: Arc::clone(&gateway.registry),
         routes: Arc::clone(&gateway.routes),
         patience: gateway.granter.limits.max_skew / 10,
-        suspects: Arc::clone(&gateway.suspects),
+        look_at_feed: Arc::clone(&gateway.look_at_feed),
+        sight: Arc::clone(&gateway.sight),
+        failed: None,
         away: false,
     };
-    let lost = CancellationToken::new();
     let mut parts = JoinSet::new();
-    parts.spawn(sink::run(writer, stop_writer.clone()));
-    parts.spawn(follow::run(Arc::clone(&gateway), position, stop.clone(), lost.clone()));
-    parts.spawn(upkeep::run(Arc::clone(&gateway), stop.clone()));
-    parts.spawn(accept::run(Arc::clone(&gateway), listener, stop.clone()));
+    parts.spawn(ends(sink::run(writer, stop_writer.clone())));
+    parts.spawn(follower.run(stop.clone()));
+    parts.spawn(ends(upkeep::run(Arc::clone(&gateway), stop.clone())));
+    parts.spawn(ends(accept::run(Arc::clone(&gateway), listener, stop.clone())));
     gateway.ready.send_replace(true);
 
     // None of the parts ends by itself. Without one the others would serve devices that nobody can revoke.
     let failed = tokio::select! {
         () = shutdown.cancelled() => None,
-        Some(ended) = parts.join_next() => Some(ended.err().map_or_else(|| "it ended".to_owned(), |e| e.to_string())),
+        Some(ended) = parts.join_next() => Some(match ended {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) => RegistryError::Internal("a part of the gateway has ended".to_owned()),
+            Err(error) => RegistryError::Internal(format!("a part of the gateway has failed: {error}")),
+        }),
     };
-    if let Some(why) = &failed
-        && !lost.is_cancelled()
-    {
-        error!(%why, "a part of the gateway has failed; it drains and ends");
+    if let Some(error) = &failed {
+        error!(%error, "the gateway cannot go on; it drains and ends");
     }
     drain(&gateway).await;
     stop.cancel();
     stop_writer.cancel();
     let ended = async {
         while parts.join_next().await.is_some() {}
-        gateway.registry.sign_off(name, &gateway.instance).await
+        sign_off(&gateway).await
     };
-    match tokio::time::timeout(FLUSH_WITHIN, ended).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
-            warn!(%error, "this gateway could not sign off; receipts count it until it may serve no more");
-        }
-        Err(_) => {
-            warn!("the store did not take what was under way before the drain ended; it was never acked");
-        }
+    if tokio::time::timeout(FLUSH_WITHIN, ended).await.is_err() {
+        warn!("the store did not take what was under way before the drain ended; it was never acked");
     }
-    if lost.is_cancelled() {
-        let words = format!("another gateway has taken the name '{name}'; give each its own gateway.name");
-        return Err(RegistryError::Refused(words));
+    failed.map_or(Ok(()), Err)
+}
+
+/// A part that ends in no other way than by being told to.
+async fn ends(part: impl Future<Output = ()>) -> Result<(), RegistryError> {
+    part.await;
+    Ok(())
+}
+
+/// Tells the registry that this gateway serves nobody any more. From then on no receipt counts it, so what it has kept lets
+/// nobody in before the registry has been read again: that is noted first.
+async fn sign_off(gateway: &Gateway) {
+    if gateway.sight.is_away() {
+        info!("the registry is away: this gateway counts as serving until it may serve no more");
+        return;
     }
-    match failed {
-        None => Ok(()),
-        Some(why) => Err(RegistryError::Internal(format!("a part of the gateway has failed: {why}"))),
+    let signed_off = match gateway.cache.set_signed_off(true).await {
+        Ok(()) => gateway.registry.sign_off(&gateway.settings.gateway, &gateway.instance).await,
+        Err(stuck) => Err(RegistryError::Unavailable(stuck.to_string())),
+    };
+    let Err(error) = signed_off else { return };
+    warn!(%error, "this gateway could not sign off; receipts count it until it may serve no more");
+    if matches!(error, RegistryError::Unavailable(_)) {
+        // For certain it has not: it counts, and may serve.
+        if let Err(error) = gateway.cache.set_signed_off(false).await {
+            warn!(%error, "and it starts again only with its registry");
+        }
     }
 }
 
@@ -302,7 +320,6 @@ fn home_id(home: &Home) -> Result<String, StartError> {
             Err(FileError::Missing(_)) => {}
             Err(error) => return Err(error.into()),
         }
-        home::make_folder(&home.state())?;
         let id = format!("{:032x}\n", u128::from_be_bytes(entropy::random()?));
         match home::write_new(&path, &id, home::PUBLIC) {
             // Another start was quicker: its name counts.

@@ -6,6 +6,9 @@
 pub mod postgres;
 pub mod sqlite;
 
+pub(crate) mod cache;
+pub(crate) mod lookups;
+
 mod audit;
 mod certificates;
 mod gateways;
@@ -13,7 +16,7 @@ mod messages;
 mod shared;
 mod url;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,12 +52,12 @@ pub enum Access {
 pub fn connect(url: &DatabaseUrl, access: Access) -> Result<Arc<dyn Registry>> {
     Ok(match url.target() {
         url::Target::Sqlite(path) => Arc::new(sqlite::Sqlite::open(path, access)?),
-        url::Target::Postgres(options) => Arc::new(postgres::Postgres::new(options)),
+        url::Target::Postgres(options) => Arc::new(postgres::Postgres::new(options, url.to_string())),
     })
 }
 
 /// Why the registry did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistryError {
     /// The database cannot be reached or did not answer in time. Nothing is known to have happened.
@@ -166,7 +169,7 @@ pub enum KeyState {
 }
 
 /// A key version as the registry keeps it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealedKey {
     /// Which version.
     pub version: KeyVersion,
@@ -201,8 +204,21 @@ pub struct CertificateRecord {
     pub reason: Option<String>,
 }
 
+/// What a certificate is worth.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Until when it is valid.
+    pub not_after: OffsetDateTime,
+    /// Where in its life.
+    pub status: CertificateStatus,
+    /// The end of its grace, for a superseded one.
+    pub valid_until: Option<OffsetDateTime>,
+    /// Why it was revoked.
+    pub reason: Option<String>,
+}
+
 /// Everything that admission and a live session need to know of a device, by one of its certificates.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// The device.
     pub device: DeviceId,
@@ -213,7 +229,7 @@ pub struct Record {
     /// Why it is suspended or revoked.
     pub reason: Option<String>,
     /// The certificate that was asked for.
-    pub certificate: CertificateRecord,
+    pub certificate: Standing,
     /// All key versions that are not retired, oldest first.
     pub keys: Vec<SealedKey>,
     /// The fleet's policy, as its JSON text.
@@ -226,6 +242,9 @@ impl Record {
         self.certificate.not_after = self.certificate.not_after.min(leaf_ends);
     }
 }
+
+/// Records by their certificates. What is missing is in no row; an error is that row's own.
+pub type Records = HashMap<Fingerprint, Result<Record>>;
 
 /// A device to register, with its first certificate and first key. The three commit together.
 #[derive(Debug, Clone)]
@@ -413,6 +432,9 @@ pub struct News {
 /// [`Registry::look_up`] means that the registry was read and has no such row.
 #[async_trait]
 pub trait Registry: Send + Sync + 'static {
+    /// Where it is, without a password: what is known of one registry is worth nothing at another.
+    fn place(&self) -> &str;
+
     /// Makes or migrates the schema. Repeating it changes nothing. Refuses a newer schema.
     async fn migrate(&self) -> Result<Done>;
     /// Refuses any schema but this binary's.
@@ -422,8 +444,12 @@ pub trait Registry: Send + Sync + 'static {
     /// it is a gateway's role, or the database has no roles.
     async fn excess_rights(&self) -> Result<Option<String>>;
 
+    /// The records behind certificates, all from one snapshot. What one row holds keeps no other from being read.
+    async fn look_up_all(&self, certificates: &[Fingerprint]) -> Result<Records>;
     /// The record behind a certificate.
-    async fn look_up(&self, certificate: &Fingerprint) -> Result<Option<Record>>;
+    async fn look_up(&self, certificate: &Fingerprint) -> Result<Option<Record>> {
+        self.look_up_all(std::slice::from_ref(certificate)).await?.remove(certificate).transpose()
+    }
 
     /// The end of the feed now: changes that commit later will be read from here.
     async fn position(&self) -> Result<Position>;

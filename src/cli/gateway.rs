@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 use super::failure::{Failure, Outcome};
 use super::{Shared, issue, output};
 use crate::home::{self, Home, SECRET};
-use crate::registry::{DeviceFilter, GatewayStatus, KeyState, Registry};
+use crate::registry::{self, Access, DeviceFilter, GatewayStatus, KeyState, Registry, RegistryError};
 use crate::{clock, gateway};
 
 /// Connections that the kernel holds for us.
@@ -69,8 +69,14 @@ async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
     let master = issue::master_key(&home)?;
     // For as long as this process lives: two on one home would take each other's name.
     let _lock = hold(&home)?;
-    let registry = shared.registry().await?;
-    check_master(&*registry, &master).await?;
+    let url = shared.database_url(&config)?;
+    let registry = registry::connect(&url, Access::Existing).map_err(|error| Failure::registry_at(&url, error))?;
+    match registry.check_schema().await {
+        Ok(()) => check_master(&*registry, &master).await?,
+        // Whether it may serve without is the gateway's to know.
+        Err(RegistryError::Unavailable(_)) => {}
+        Err(error) => return Err(Failure::registry_at(&url, error)),
+    }
     gateway::check_entropy()?;
     raise_file_limit(config.limits.connections);
     let drain = config.gateway.drain.0;
@@ -96,7 +102,7 @@ async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
             }
             ended = &mut serving => {
                 return match ended {
-                    Ok(result) => result.map_err(Failure::from),
+                    Ok(result) => result.map_err(|error| Failure::registry_at(&url, error)),
                     Err(error) => Err(Failure::new(format!("the gateway has failed: {error}"))),
                 };
             }

@@ -1,12 +1,14 @@
 //! Follows the registry: what changes there changes the sessions that it concerns, and the registry is told once it has.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use doorward_pki::Fingerprint;
 use doorward_proto::close::Close;
-use futures_util::StreamExt as _;
+use doorward_proto::ids::{DeviceId, FleetId};
+use doorward_proto::time::Moment;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -15,7 +17,8 @@ use super::mailbox::Ending;
 use super::sessions::Handle;
 use crate::clock;
 use crate::identity;
-use crate::registry::{Applied, Change, Position, QUERY_DEADLINE, RegistryError};
+use crate::registry::cache::{Known, Stuck};
+use crate::registry::{Applied, Change, Enrolment, Position, QUERY_DEADLINE, Record, RegistryError};
 
 /// The longest wait for a wake-up before the feed is read all the same: what a lost wake-up costs.
 const POLL: Duration = Duration::from_millis(500);
@@ -23,8 +26,12 @@ const POLL: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(500);
 /// How often a gateway that has nothing to confirm says that it lives.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
-/// Sessions judged at once. Fewer than the registry's connections: admissions go on meanwhile.
-const JUDGED_AT_ONCE: usize = 4;
+/// Sessions whose records are looked up in one query.
+const JUDGED_AT_ONCE: usize = 256;
+/// How often new records are written into the copy, and how often it is noted until when everything was known: each time
+/// costs the disk a write.
+const KEEP_NEWS_EVERY: Duration = Duration::from_secs(1);
+const KEEP_EVERY: Duration = Duration::from_secs(60);
 /// A confirmation waits this long for the sessions that end. They process nothing more either way.
 const GONE_WITHIN: Duration = Duration::from_secs(1);
 /// What may pass between the last report and the moment at which the gateway knows that it is cut off.
@@ -38,68 +45,105 @@ pub(super) fn may_serve(max_staleness: Duration) -> Duration {
 /// Sessions to be judged again, by name, so that each is judged once.
 type Marked = HashMap<Arc<str>, Arc<Handle>>;
 
-struct Follower {
+/// Who follows the registry. Made before the door opens, so that what the gateway knows is never younger than where it
+/// follows from.
+pub(super) struct Follower {
     gateway: Arc<Gateway>,
-    position: Position,
+    enrolment: Enrolment,
+    /// This run has its place in the registry, and the sessions of an earlier one have been closed there.
+    enrolled: bool,
+    /// `None` until the registry has been asked for the first time.
+    position: Option<Position>,
     marked: Marked,
-    /// When the last report that arrived was begun, on the monotonic clock: until then everything was known.
-    known_at: Duration,
     /// What has taken effect has not been reported.
     due: bool,
+    /// When it last was, on the monotonic clock.
+    reported: Option<Duration>,
+    /// When the last complete look at the feed began.
+    looked: Option<Moment>,
+    /// When the copy of records was last written, on the monotonic clock.
+    kept: Option<Duration>,
     /// A transaction may be under way that was begun before a session's end was decided.
     unsettled: bool,
-    away: bool,
+    /// What is known is too old, and that has been said.
+    stale: bool,
 }
 
-/// Follows until it is stopped, or until another gateway has taken the name: then `lost` is cancelled.
-pub(super) async fn run(
-    gateway: Arc<Gateway>,
-    position: Position,
-    stop: CancellationToken,
-    lost: CancellationToken,
-) {
-    let mut follower = Follower {
-        gateway,
-        position,
-        marked: Marked::new(),
-        known_at: clock::now().monotonic,
-        due: true,
-        unsettled: false,
-        away: false,
-    };
-    loop {
-        let looked = tokio::select! {
-            looked = follower.look() => looked,
-            () = stop.cancelled() => return,
+impl Follower {
+    /// Takes the gateway's place in the registry, and reads what has changed since an earlier run of it. Without the
+    /// registry it begins with what that run has kept, where that may still serve.
+    pub(super) async fn start(gateway: Arc<Gateway>, enrolment: Enrolment) -> Result<Self, RegistryError> {
+        let known = gateway.cache.known().await;
+        let mut follower = Self {
+            gateway,
+            enrolment,
+            enrolled: false,
+            position: known.as_ref().map(|known| known.position.clone()),
+            marked: Marked::new(),
+            due: true,
+            reported: None,
+            looked: None,
+            kept: None,
+            unsettled: false,
+            stale: false,
         };
-        let failed = match looked {
-            Ok(Looked::More) => continue,
-            Ok(Looked::End) => {
-                follower.back();
-                false
+        loop {
+            match follower.look().await {
+                Ok(Looked::More) => {}
+                Ok(Looked::End) => return Ok(follower),
+                Err(error) => return follower.without_registry(known, error),
             }
-            Ok(Looked::NameLost) => {
-                error!(
-                    gateway = %follower.gateway.settings.gateway,
-                    "another gateway has taken this name in the registry; give each its own gateway.name"
-                );
-                lost.cancel();
-                return;
-            }
-            Err(error) => {
-                follower.cut_off(&error);
-                true
-            }
+        }
+    }
+
+    fn without_registry(self, known: Option<Known>, error: RegistryError) -> Result<Self, RegistryError> {
+        let (Some(known), RegistryError::Unavailable(why) | RegistryError::Unknown(why)) = (known, &error) else {
+            return Err(error);
         };
-        let wait = async {
-            if failed || follower.gateway.registry.changed(POLL).await.is_err() {
-                tokio::time::sleep(RETRY).await;
-            }
+        let refused = |because| Err(RegistryError::Unavailable(format!("{why}; {because}")));
+        if known.signed_off {
+            return refused("and this gateway has signed off since it last saw it: devices may have been revoked unheard");
+        }
+        // A clock that runs behind what it has said before says nothing about how long ago that was.
+        let now = clock::now().wall.as_duration();
+        let Some(age) = now.checked_sub(known.known_at.as_duration()) else {
+            return refused("and the clock is behind the last time this gateway saw it: set the clock");
         };
-        tokio::select! {
-            () = wait => {}
-            () = follower.gateway.suspects.notified() => {}
-            () = stop.cancelled() => return,
+        if age >= self.gateway.config.registry.max_staleness.0 {
+            return refused("and what this gateway knows of it is older than registry.max_staleness");
+        }
+        warn!(%error, seconds = age.as_secs(), "the registry does not answer; devices are let in by what was known of it");
+        self.gateway.sight.remember(age);
+        Ok(self)
+    }
+
+    /// Follows until it is stopped, or until it may not: another gateway has taken the name, or the schema is another.
+    pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), RegistryError> {
+        let gateway = Arc::clone(&self.gateway);
+        loop {
+            let looked = tokio::select! {
+                looked = self.look() => looked,
+                () = stop.cancelled() => return self.finish().await,
+            };
+            let failed = match looked {
+                Ok(Looked::More) => continue,
+                Ok(Looked::End) => false,
+                Err(error) if is_final(&error) => return Err(error),
+                Err(error) => {
+                    self.cut_off(&error);
+                    true
+                }
+            };
+            let wait = async {
+                if failed || gateway.registry.changed(POLL).await.is_err() {
+                    tokio::time::sleep(RETRY).await;
+                }
+            };
+            tokio::select! {
+                () = wait => {}
+                () = gateway.look_at_feed.notified() => {}
+                () = stop.cancelled() => return self.finish().await,
+            }
         }
     }
 }
@@ -109,28 +153,40 @@ enum Looked {
     More,
     /// All that there is has taken effect.
     End,
-    /// The name is another's.
-    NameLost,
+}
+
+/// Whether trying again is in vain, and serving on would be wrong.
+fn is_final(error: &RegistryError) -> bool {
+    matches!(error, RegistryError::Refused(_) | RegistryError::Schema(_))
 }
 
 impl Follower {
     /// Reads what is new, acts on it, and reports that it has.
     async fn look(&mut self) -> Result<Looked, RegistryError> {
-        let began = clock::now().monotonic;
+        let began = clock::now();
         let gateway = Arc::clone(&self.gateway);
-        let news = gateway.registry.read_changes(&mut self.position).await?;
+        // The position first: what changes from here on is followed, what was before is read by look-ups.
+        let position = match &mut self.position {
+            Some(position) => position,
+            unknown => unknown.insert(gateway.registry.position().await?),
+        };
+        if !self.enrolled {
+            enrol(&gateway, &self.enrolment).await?;
+            self.enrolled = true;
+        }
+        let news = gateway.registry.read_changes(position).await?;
         self.due |= news.gap || !news.changes.is_empty();
         if news.gap {
             warn!(
                 "the registry's feed of changes has a gap (pruned, or a restored backup): every session is judged again"
             );
-            self.mark(gateway.sessions.all_changed());
+            self.mark(everything_changed(&gateway));
         }
         let mut ended = Vec::new();
         for change in news.changes {
             match change {
-                Change::Device(device) => self.mark(gateway.sessions.device_changed(&device)),
-                Change::Fleet(fleet) => self.mark(gateway.sessions.fleet_changed(&fleet)),
+                Change::Device(device) => self.mark(device_changed(&gateway, &device)),
+                Change::Fleet(fleet) => self.mark(fleet_changed(&gateway, &fleet)),
                 Change::Takeover { device, session } => {
                     // Unlike the others it says nothing new to an admission.
                     if let Some(handle) = gateway.sessions.find(&device, &session) {
@@ -161,13 +217,19 @@ impl Follower {
             return Ok(Looked::More);
         }
         gateway.sessions.gone(&ended, GONE_WITHIN).await;
-        self.due |= began.saturating_sub(self.known_at) >= REPORT_EVERY;
+        self.looked = Some(began);
+        self.keep(began).await?;
+        self.stale = false;
+        if gateway.sight.looked(began) && self.reported.is_some() {
+            info!("the registry answers again; its changes have been read");
+        }
+        self.due |= self.reported.is_none_or(|last| began.monotonic.saturating_sub(last) >= REPORT_EVERY);
         // Messages of theirs may be in a transaction that began before the act was committed: nothing is confirmed until
         // that has ended.
         self.unsettled |= !ended.is_empty();
         if self.due && (!self.unsettled || gateway.sink.settled(GONE_WITHIN).await) {
             self.unsettled = false;
-            return self.report(&news.applied, began).await;
+            self.report(&news.applied, began).await?;
         }
         Ok(Looked::End)
     }
@@ -176,65 +238,73 @@ impl Follower {
         self.marked.extend(handles.into_iter().map(|handle| (Arc::clone(&handle.id), handle)));
     }
 
-    /// Judges every marked session, each for itself: what one row holds keeps no other from being judged. One that cannot
-    /// be looked up stays marked, and is looked up again.
+    /// Judges every marked session, each for itself: what one row holds keeps no other from being judged. Those that
+    /// cannot be looked up stay marked, and are looked up again.
     async fn judge(&mut self, ended: &mut Vec<Arc<Handle>>) -> Result<(), RegistryError> {
         let gateway = &self.gateway;
-        let waiting: Vec<Arc<Handle>> = self.marked.values().cloned().collect();
-        let mut judged = futures_util::stream::iter(waiting)
-            .map(|handle| async move { (judge_again(gateway, &handle).await, handle) })
-            .buffer_unordered(JUDGED_AT_ONCE);
-        let mut failed = None;
-        while let Some((outcome, handle)) = judged.next().await {
-            match outcome {
-                Ok(lives) => {
-                    self.marked.remove(&handle.id);
-                    if !lives {
-                        ended.push(handle);
-                    }
+        while !self.marked.is_empty() {
+            let some: Vec<Arc<Handle>> = self.marked.values().take(JUDGED_AT_ONCE).cloned().collect();
+            let certificates: HashSet<Fingerprint> = some.iter().map(|handle| handle.certificate).collect();
+            let certificates: Vec<Fingerprint> = certificates.into_iter().collect();
+            let records = gateway.registry.look_up_all(&certificates).await?;
+            for handle in some {
+                let record = records.get(&handle.certificate).cloned().transpose();
+                if !judge_again(gateway, &handle, record) {
+                    ended.push(Arc::clone(&handle));
                 }
-                Err(RegistryError::Corrupt(why)) => {
-                    error!(connection = %handle.id, device = %handle.device, %why, "the device's record cannot be read; its session ends");
-                    handle.mailbox.put_ending(Ending::now(Close::Internal));
-                    self.marked.remove(&handle.id);
-                    ended.push(handle);
-                }
-                Err(error) => failed = Some(error),
+                self.marked.remove(&handle.id);
             }
         }
-        failed.map_or(Ok(()), Err)
+        Ok(())
     }
 
-    async fn report(&mut self, applied: &Applied, began: Duration) -> Result<Looked, RegistryError> {
+    /// What is in memory alone would be gone with this run.
+    async fn finish(self) -> Result<(), RegistryError> {
+        if let (Some(position), Some(looked), true) = (&self.position, self.looked, self.gateway.cache.has_news()) {
+            self.gateway.cache.keep(position, looked.wall).await.map_err(stuck)?;
+        }
+        Ok(())
+    }
+
+    /// Notes what has changed in the copy of records: before it is confirmed, so that a restart does not undo it.
+    async fn keep(&mut self, began: Moment) -> Result<(), RegistryError> {
+        let cache = &self.gateway.cache;
+        let every = (self.gateway.config.registry.max_staleness.0 / 4).clamp(KEEP_NEWS_EVERY, KEEP_EVERY);
+        let since = self.kept.map(|kept| began.monotonic.saturating_sub(kept));
+        let due = since.is_none_or(|since| since >= every || since >= KEEP_NEWS_EVERY && cache.has_news());
+        let Some(position) = self.position.as_ref().filter(|_| due || cache.must_forget()) else { return Ok(()) };
+        self.kept = Some(began.monotonic);
+        cache.keep(position, began.wall).await.map_err(stuck)
+    }
+
+    async fn report(&mut self, applied: &Applied, began: Moment) -> Result<(), RegistryError> {
         let name = &self.gateway.settings.gateway;
         if !self.gateway.registry.report(name, &self.gateway.instance, applied).await? {
-            return Ok(Looked::NameLost);
+            let words = format!("another gateway has taken the name '{name}'; give each its own gateway.name");
+            return Err(RegistryError::Refused(words));
         }
-        (self.known_at, self.due) = (began, false);
-        Ok(Looked::End)
-    }
-
-    fn back(&mut self) {
-        self.gateway.stale.store(false, Ordering::SeqCst);
-        if std::mem::take(&mut self.away) {
-            info!("the registry answers again; its changes have been read");
-        }
+        self.gateway.sight.reported(began);
+        (self.reported, self.due) = (Some(began.monotonic), false);
+        Ok(())
     }
 
     /// What was known grows old: when it is too old, nobody is served by it any more.
     fn cut_off(&mut self, error: &RegistryError) {
-        if !std::mem::replace(&mut self.away, true) {
-            warn!(%error, "the registry does not answer; sessions go on as they are");
+        let gateway = &self.gateway;
+        let new = gateway.sight.lost();
+        gateway.lookups.give_up(error);
+        let stale = gateway.sight.is_stale();
+        if new && !stale {
+            warn!(%error, "the registry does not answer; sessions go on, and devices are let in by what was known of it");
         }
-        let old = clock::now().monotonic.saturating_sub(self.known_at);
-        if old >= self.gateway.config.registry.max_staleness.0 {
-            if !self.gateway.stale.swap(true, Ordering::SeqCst) {
+        if stale {
+            if !std::mem::replace(&mut self.stale, true) {
                 warn!(
-                    seconds = old.as_secs(),
-                    "what is known of the registry is older than registry.max_staleness: every session ends"
+                    %error, seconds = gateway.sight.age().as_secs(),
+                    "the registry does not answer, and what is known of it is older than registry.max_staleness: every session ends"
                 );
             }
-            self.gateway.sessions.end_all(|| Ending {
+            gateway.sessions.end_all(|| Ending {
                 close: Close::GoingAway,
                 // Spread: they all come back to a registry that has just been away.
                 retry_after: Some(fastrand::u64(5..=60)),
@@ -244,26 +314,74 @@ impl Follower {
     }
 }
 
-/// Whether the session lives on.
-async fn judge_again(gateway: &Gateway, handle: &Handle) -> Result<bool, RegistryError> {
-    let mut record = gateway.registry.look_up(&handle.certificate).await?;
-    let now = clock::now().wall;
-    if let Some(record) = &mut record {
-        record.end_by(handle.certificate_ends);
-        handle.moved_to(&record.fleet);
+fn stuck(stuck: Stuck) -> RegistryError {
+    RegistryError::Internal(stuck.to_string())
+}
+
+/// Takes the gateway's place in the registry for this run: before the first device is let in, so that no act overlooks it.
+async fn enrol(gateway: &Gateway, enrolment: &Enrolment) -> Result<(), RegistryError> {
+    gateway.registry.check_schema().await?;
+    gateway.registry.enrol(enrolment).await?;
+    let left = gateway.registry.forget_sessions(&enrolment.name).await?;
+    if left > 0 {
+        info!(sessions = left, "sessions of an earlier run have been closed in the registry");
     }
-    let judged = match &record {
+    Ok(())
+}
+
+// Marked before and after: an admission that has an older record in hand puts it into the copy before it is marked, or not
+// at all; and one that begins after it was marked does not find what is forgotten.
+
+fn device_changed(gateway: &Gateway, device: &DeviceId) -> Vec<Arc<Handle>> {
+    gateway.lookups.devices_changed();
+    gateway.cache.forget_device(device);
+    let marked = gateway.sessions.device_changed(device);
+    gateway.cache.forget_device(device);
+    marked
+}
+
+fn fleet_changed(gateway: &Gateway, fleet: &FleetId) -> Vec<Arc<Handle>> {
+    gateway.cache.forget_fleet(fleet);
+    let marked = gateway.sessions.fleet_changed(fleet);
+    gateway.cache.forget_fleet(fleet);
+    marked
+}
+
+fn everything_changed(gateway: &Gateway) -> Vec<Arc<Handle>> {
+    gateway.lookups.devices_changed();
+    gateway.cache.forget_all();
+    let marked = gateway.sessions.all_changed();
+    gateway.cache.forget_all();
+    marked
+}
+
+/// Whether the session lives on.
+fn judge_again(gateway: &Gateway, handle: &Handle, record: Result<Option<Record>, RegistryError>) -> bool {
+    let now = clock::now().wall;
+    let judged = match record {
         // The certificate's row is gone, or another device's: nothing lets this session be.
-        None => Err(Close::Suspended),
-        Some(record) if record.device != handle.device => Err(Close::Suspended),
-        Some(record) => identity::judge_record(record, now)
-            .and_then(|()| gateway.granter.grant(record, handle.key, now))
-            .map_err(|denied| denied.problem.close()),
+        Ok(None) => Err(Close::Suspended),
+        Ok(Some(record)) if record.device != handle.device => Err(Close::Suspended),
+        Ok(Some(mut record)) => {
+            record.end_by(handle.certificate_ends);
+            handle.moved_to(&record.fleet);
+            let judged = identity::judge_record(&record, now)
+                .and_then(|()| gateway.granter.grant(&record, handle.key, now))
+                .map_err(|denied| denied.problem.close());
+            if judged.is_ok() {
+                gateway.cache.put(&handle.certificate, &record);
+            }
+            judged
+        }
+        Err(error) => {
+            error!(connection = %handle.id, device = %handle.device, %error, "the device's record cannot be read; its session ends");
+            Err(Close::Internal)
+        }
     };
     let lives = judged.is_ok();
     match judged {
         Ok(grant) => handle.mailbox.put_grant(grant),
         Err(close) => handle.mailbox.put_ending(Ending::now(close)),
     }
-    Ok(lives)
+    lives
 }

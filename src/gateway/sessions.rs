@@ -166,12 +166,13 @@ impl Sessions {
     }
 
     /// Ends an admission with an unproven session, unless its record may have changed: then it has to be asked again.
-    /// An older unproven session of the device ends.
-    pub(crate) fn enter(&self, watch: &Watch<'_>, handle: &Arc<Handle>) -> bool {
+    /// An older unproven session of the device ends. `keep` is called where the record holds, before any change is heard.
+    pub(crate) fn enter(&self, watch: &Watch<'_>, handle: &Arc<Handle>, keep: impl FnOnce()) -> bool {
         let mut entries = self.lock();
         if watch.changed.load(Ordering::SeqCst) {
             return false;
         }
+        keep();
         let entry = entries.entry(handle.device.clone()).or_default();
         if let Some(older) = entry.unproven.replace(Arc::clone(handle)) {
             // Not 4009: that is for a newer session that is proven, and would keep an honest device away for a minute at
@@ -331,7 +332,7 @@ mod tests {
         let sessions = Sessions::default();
         let (first, second) = (handle("a", "1"), handle("a", "2"));
         for handle in [&first, &second] {
-            assert!(sessions.enter(&sessions.watch(&handle.device), handle));
+            assert!(sessions.enter(&sessions.watch(&handle.device), handle, || {}));
             if Arc::ptr_eq(handle, &first) {
                 assert!(matches!(sessions.prove(&first, NOW), Proof::Taken));
             }
@@ -348,8 +349,8 @@ mod tests {
     fn the_newer_unproven_session_wins() {
         let sessions = Sessions::default();
         let (first, second) = (handle("a", "1"), handle("a", "2"));
-        assert!(sessions.enter(&sessions.watch(&first.device), &first));
-        assert!(sessions.enter(&sessions.watch(&second.device), &second));
+        assert!(sessions.enter(&sessions.watch(&first.device), &first, || {}));
+        assert!(sessions.enter(&sessions.watch(&second.device), &second, || {}));
         assert_eq!(ending(&first), Some(Close::Unproven));
         assert!(matches!(sessions.prove(&first, NOW), Proof::Late));
     }
@@ -361,12 +362,12 @@ mod tests {
         let watch = sessions.watch(&session.device);
         watch.reset();
         sessions.device_changed(&session.device);
-        assert!(!sessions.enter(&watch, &session));
+        assert!(!sessions.enter(&watch, &session, || {}));
         watch.reset();
         sessions.fleet_changed(&FleetId::new("other").unwrap());
-        assert!(!sessions.enter(&watch, &session), "which fleet it belongs to is not known yet");
+        assert!(!sessions.enter(&watch, &session, || {}), "which fleet it belongs to is not known yet");
         watch.reset();
-        assert!(sessions.enter(&watch, &session));
+        assert!(sessions.enter(&watch, &session, || {}));
         drop(watch);
         assert_eq!(sessions.device_changed(&session.device).len(), 1);
     }
@@ -376,7 +377,7 @@ mod tests {
         let sessions = Sessions::default();
         let take = |n: u32, now: Duration| {
             let handle = handle("a", &n.to_string());
-            assert!(sessions.enter(&sessions.watch(&handle.device), &handle));
+            assert!(sessions.enter(&sessions.watch(&handle.device), &handle, || {}));
             (sessions.prove(&handle, now), handle)
         };
         let (_, mut last) = take(0, NOW);

@@ -29,7 +29,7 @@ use super::shared::{Phase, within};
 use super::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
     DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark,
-    MessageFilter, NewDevice, News, OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Record, Registry,
+    MessageFilter, NewDevice, News, OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Records, Registry,
     Result, RevokedCertificates, StoredMessage,
 };
 
@@ -46,12 +46,13 @@ pub struct Postgres {
     wake: wake::Wake,
     /// Who acts, as operators' transactions claim.
     actor: String,
+    place: String,
 }
 
 impl Postgres {
-    /// A registry that connects when it is first asked.
+    /// A registry that connects when it is first asked; `place` is what it is called without a password.
     #[must_use]
-    pub fn new(options: &PgConnectOptions) -> Self {
+    pub fn new(options: &PgConnectOptions, place: String) -> Self {
         let pool = |deadline: Duration, connections| {
             PgPoolOptions::new()
                 .max_connections(connections)
@@ -63,6 +64,7 @@ impl Postgres {
             operator: pool(OPERATOR_DEADLINE, OPERATOR_CONNECTIONS),
             wake: wake::Wake::new(session(options, QUERY_DEADLINE)),
             actor: os_user(),
+            place,
         }
     }
 
@@ -132,6 +134,10 @@ impl DerefMut for Held {
 
 #[async_trait]
 impl Registry for Postgres {
+    fn place(&self) -> &str {
+        &self.place
+    }
+
     async fn migrate(&self) -> Result<Done> {
         within(OPERATOR_DEADLINE, schema::migrate(self)).await
     }
@@ -144,8 +150,8 @@ impl Registry for Postgres {
         within(QUERY_DEADLINE, roles::excess(self)).await
     }
 
-    async fn look_up(&self, certificate: &Fingerprint) -> Result<Option<Record>> {
-        within(QUERY_DEADLINE, admission::look_up(self, certificate)).await
+    async fn look_up_all(&self, certificates: &[Fingerprint]) -> Result<Records> {
+        within(QUERY_DEADLINE, admission::look_up(self, certificates)).await
     }
 
     async fn position(&self) -> Result<Position> {

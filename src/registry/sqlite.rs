@@ -34,7 +34,7 @@ use super::{
     Access, Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter,
     CertificateRecord, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet,
     GatewayStatus, Mark, MessageFilter, NewDevice, News, OPERATOR_DEADLINE, Position, Presence,
-    QUERY_DEADLINE, Record, Registry, RegistryError, Result, RevokedCertificates, StoredMessage,
+    QUERY_DEADLINE, Records, Registry, RegistryError, Result, RevokedCertificates, StoredMessage,
 };
 
 const READERS: u32 = 4;
@@ -52,6 +52,7 @@ pub struct Sqlite {
     watch: feed::Watch,
     /// Who acts, as operators' transactions claim.
     actor: String,
+    place: String,
 }
 
 impl Sqlite {
@@ -83,6 +84,7 @@ impl Sqlite {
             readers: pool(READERS).connect_lazy_with(read_only.clone()),
             watch: feed::Watch::new(read_only),
             actor: os_user(),
+            place: path.display().to_string(),
         })
     }
 
@@ -122,6 +124,10 @@ fn find(path: &Path, access: Access) -> Result<()> {
 
 #[async_trait]
 impl Registry for Sqlite {
+    fn place(&self) -> &str {
+        &self.place
+    }
+
     async fn migrate(&self) -> Result<Done> {
         let mut attempt = 1;
         loop {
@@ -144,8 +150,8 @@ impl Registry for Sqlite {
         Ok(None)
     }
 
-    async fn look_up(&self, certificate: &Fingerprint) -> Result<Option<Record>> {
-        within(QUERY_DEADLINE, admission::look_up(self, certificate)).await
+    async fn look_up_all(&self, certificates: &[Fingerprint]) -> Result<Records> {
+        within(QUERY_DEADLINE, admission::look_up(self, certificates)).await
     }
 
     async fn position(&self) -> Result<Position> {

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use super::queue::Queue;
 use super::{Handle, Message, Routes, Sink, Stored};
 use crate::clock;
+use crate::gateway::Sight;
 use crate::gateway::mailbox::{Ending, Outcome};
 use crate::registry::{Batch, Fate, NewMessage, Registry, RegistryError};
 
@@ -31,9 +32,12 @@ pub(crate) struct Writer {
     pub(crate) routes: Arc<Routes>,
     /// How long a publish may wait before it is `unavailable`.
     pub(crate) patience: Duration,
-    /// Told when a session has lost its place without knowing.
-    pub(crate) suspects: Arc<Notify>,
-    /// Whether the store has failed since it last wrote: each change is a line in the log.
+    /// Told when a session has lost its place without knowing, and when the store has failed.
+    pub(crate) look_at_feed: Arc<Notify>,
+    pub(crate) sight: Arc<Sight>,
+    /// When the store last failed, on the monotonic clock, if it has not written since.
+    pub(crate) failed: Option<Duration>,
+    /// Whether it has been said that it does not write: each change is a line in the log.
     pub(crate) away: bool,
 }
 
@@ -73,9 +77,11 @@ impl Writer {
         // Once a commit's outcome is unknown it stays so until a try succeeds: nobody may be told that nothing was kept.
         let mut ambiguous = false;
         loop {
+            leave_out_the_ended(&mut batch, &mut waiting, ambiguous);
             let error = match self.try_to_write(&batch).await {
                 Ok(fates) => {
                     self.sink.set_stalled(false);
+                    self.failed = None;
                     if std::mem::take(&mut self.away) {
                         info!("the store is back");
                     }
@@ -114,15 +120,25 @@ impl Writer {
         }
     }
 
-    /// While a transaction takes its time, what has queued up behind it is not left without an answer.
-    async fn try_to_write(&self, batch: &Batch) -> Result<Vec<Fate>, RegistryError> {
-        let mut writing = self.registry.write(batch);
-        loop {
+    /// While a transaction takes its time, what has queued up behind it is not left without an answer. What has waited out
+    /// an outage is stored only once the feed has been read: whoever was cut off meanwhile has no word in it any more.
+    async fn try_to_write(&mut self, batch: &Batch) -> Result<Vec<Fate>, RegistryError> {
+        if self.sight.is_away() || self.failed.is_some_and(|at| !self.sight.looked_since(at)) {
+            self.look_at_feed.notify_one();
+            return Err(RegistryError::Unavailable("its changes have not been read yet".to_owned()));
+        }
+        let registry = Arc::clone(&self.registry);
+        let mut writing = registry.write(batch);
+        let written = loop {
             match tokio::time::timeout(RETRY, &mut writing).await {
-                Ok(written) => return written,
+                Ok(written) => break written,
                 Err(_) => self.give_up_the_old(),
             }
+        };
+        if written.is_err() {
+            self.failed = Some(clock::now().monotonic);
         }
+        written
     }
 
     /// Nothing was kept of what has waited too long for its turn.
@@ -174,7 +190,7 @@ impl Writer {
         wake(last);
         wake(None);
         if suspect {
-            self.suspects.notify_one();
+            self.look_at_feed.notify_one();
         }
     }
 
@@ -204,6 +220,20 @@ fn split(queue: Queue) -> (Batch, Vec<Waiting>) {
         events: queue.events,
     };
     (batch, waiting)
+}
+
+/// Nothing is stored of a session whose end has been decided while its publishes waited. Nobody is told: it is over. What
+/// an unknown commit may have stored stays in the batch, which is written again as it was.
+fn leave_out_the_ended(batch: &mut Batch, waiting: &mut Vec<Waiting>, ambiguous: bool) {
+    if ambiguous || !waiting.iter().any(|w| w.session.mailbox.is_over()) {
+        return;
+    }
+    let (messages, kept) = std::mem::take(&mut batch.messages)
+        .into_iter()
+        .zip(std::mem::take(waiting))
+        .filter(|(_, w)| !w.session.mailbox.is_over())
+        .unzip();
+    (batch.messages, *waiting) = (messages, kept);
 }
 
 /// Nothing of these was kept.

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use doorward_pki::Fingerprint;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::super::shared::{device_id, fingerprint, fleet_id, key_version, message_id, unreadable};
 use super::super::{
     CertificateRecord, CertificateStatus, DeviceStatus, DeviceSummary, KeyState, Presence, Record, Result,
-    SealedKey, StoredMessage,
+    SealedKey, Standing, StoredMessage,
 };
 
 pub(super) fn get<'r, T>(row: &'r PgRow, column: &str) -> Result<T>
@@ -18,14 +19,23 @@ where
     row.try_get(column).map_err(|error| unreadable(&error))
 }
 
-/// `device, fleet, device_status, device_reason, policy` and a certificate's columns.
+pub(super) fn fingerprint_of(row: &PgRow) -> Result<Fingerprint> {
+    fingerprint(get(row, "fingerprint")?)
+}
+
+/// `device, fleet, device_status, device_reason, policy` and what a certificate is worth.
 pub(super) fn record(row: &PgRow) -> Result<Record> {
     Ok(Record {
         device: device_id(get(row, "device")?)?,
         fleet: fleet_id(get(row, "fleet")?)?,
         status: DeviceStatus::read(get(row, "device_status")?)?,
         reason: get(row, "device_reason")?,
-        certificate: certificate(row)?,
+        certificate: Standing {
+            not_after: get(row, "not_after")?,
+            status: CertificateStatus::read(get(row, "status")?)?,
+            valid_until: get(row, "valid_until")?,
+            reason: get(row, "reason")?,
+        },
         keys: Vec::new(),
         policy: Arc::from(get::<&str>(row, "policy")?),
     })
@@ -33,7 +43,7 @@ pub(super) fn record(row: &PgRow) -> Result<Record> {
 
 pub(super) fn certificate(row: &PgRow) -> Result<CertificateRecord> {
     Ok(CertificateRecord {
-        fingerprint: fingerprint(get(row, "fingerprint")?)?,
+        fingerprint: fingerprint_of(row)?,
         serial: get(row, "serial")?,
         issuer: get(row, "issuer")?,
         der: get(row, "der")?,

@@ -1,35 +1,46 @@
 //! The look-up at the door.
 
+use std::collections::hash_map::Entry;
+
 use doorward_pki::Fingerprint;
 
-use super::super::{Record, Result};
+use super::super::{Records, Result};
 use super::{Sqlite, error, rows};
 
 /// One statement, so one snapshot and one hop to SQLite's thread: a row for each key, the rest repeated.
-pub(super) async fn look_up(registry: &Sqlite, certificate: &Fingerprint) -> Result<Option<Record>> {
+pub(super) async fn look_up(registry: &Sqlite, certificates: &[Fingerprint]) -> Result<Records> {
+    let names: Vec<String> = certificates.iter().map(Fingerprint::to_string).collect();
     let mut connection = registry.reader().await?;
     let found = sqlx::query(
         "SELECT d.id AS device, d.fleet, d.status AS device_status, d.reason AS device_reason, f.policy,
-                c.fingerprint, c.serial, c.issuer, c.der, c.not_before, c.not_after, c.status, c.valid_until, c.reason,
-                k.version, k.sealed, k.state, k.grace_until
+                c.fingerprint, c.not_after, c.status, c.valid_until, c.reason, k.version, k.sealed, k.state, k.grace_until
          FROM certificates c
          JOIN devices d ON d.id = c.device
          JOIN fleets f ON f.id = d.fleet
          LEFT JOIN hmac_keys k ON k.device = d.id AND k.state <> 'retired'
-         WHERE c.fingerprint = ?1
+         WHERE c.fingerprint IN (SELECT value FROM json_each(?1))
          ORDER BY k.version",
     )
-    .bind(certificate.to_string())
+    .bind(serde_json::Value::from(names))
     .fetch_all(&mut *connection)
     .await
     .map_err(error::read)?;
 
-    let Some(first) = found.first() else {
-        return Ok(None);
-    };
-    let mut record = rows::record(first)?;
+
+    let mut records = Records::with_capacity(certificates.len());
     for row in &found {
-        record.keys.extend(rows::key(row)?);
+        let record = match records.entry(rows::fingerprint_of(row)?) {
+            Entry::Vacant(vacant) => vacant.insert(rows::record(row)),
+            Entry::Occupied(occupied) => occupied.into_mut(),
+        };
+        match rows::key(row) {
+            Ok(key) => {
+                if let Ok(record) = record {
+                    record.keys.extend(key);
+                }
+            }
+            Err(error) => *record = Err(error),
+        }
     }
-    Ok(Some(record))
+    Ok(records)
 }

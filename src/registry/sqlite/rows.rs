@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use doorward_pki::Fingerprint;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 use time::format_description::FormatItem;
@@ -11,7 +12,7 @@ use time::{OffsetDateTime, PrimitiveDateTime, UtcOffset};
 use super::super::shared::{device_id, fingerprint, fleet_id, key_version, message_id, unreadable};
 use super::super::{
     CertificateRecord, CertificateStatus, DeviceStatus, DeviceSummary, KeyState, Presence, Record,
-    RegistryError, Result, SealedKey, StoredMessage,
+    RegistryError, Result, SealedKey, Standing, StoredMessage,
 };
 
 /// RFC 3339 in UTC with milliseconds: sorts as time does, and a person can read it.
@@ -50,14 +51,23 @@ pub(super) fn maybe_moment(row: &SqliteRow, column: &str) -> Result<Option<Offse
         .map_err(|error| RegistryError::Corrupt(format!("the time in the column {column}: {error}")))
 }
 
-/// `device, fleet, device_status, device_reason, policy` and a certificate's columns.
+pub(super) fn fingerprint_of(row: &SqliteRow) -> Result<Fingerprint> {
+    fingerprint(get(row, "fingerprint")?)
+}
+
+/// `device, fleet, device_status, device_reason, policy` and what a certificate is worth.
 pub(super) fn record(row: &SqliteRow) -> Result<Record> {
     Ok(Record {
         device: device_id(get(row, "device")?)?,
         fleet: fleet_id(get(row, "fleet")?)?,
         status: DeviceStatus::read(get(row, "device_status")?)?,
         reason: get(row, "device_reason")?,
-        certificate: certificate(row)?,
+        certificate: Standing {
+            not_after: moment(row, "not_after")?,
+            status: CertificateStatus::read(get(row, "status")?)?,
+            valid_until: maybe_moment(row, "valid_until")?,
+            reason: get(row, "reason")?,
+        },
         keys: Vec::new(),
         policy: Arc::from(get::<&str>(row, "policy")?),
     })
@@ -65,7 +75,7 @@ pub(super) fn record(row: &SqliteRow) -> Result<Record> {
 
 pub(super) fn certificate(row: &SqliteRow) -> Result<CertificateRecord> {
     Ok(CertificateRecord {
-        fingerprint: fingerprint(get(row, "fingerprint")?)?,
+        fingerprint: fingerprint_of(row)?,
         serial: get(row, "serial")?,
         issuer: get(row, "issuer")?,
         der: get(row, "der")?,

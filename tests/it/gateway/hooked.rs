@@ -9,7 +9,7 @@ use doorward::config::Config;
 use doorward::registry::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
     DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark,
-    MessageFilter, NewDevice, News, Position, Presence, Record, Registry, RegistryError, Result,
+    MessageFilter, NewDevice, News, Position, Presence, Records, Registry, RegistryError, Result,
     RevokedCertificates, StoredMessage,
 };
 use doorward_pki::Fingerprint;
@@ -62,9 +62,13 @@ pub(super) enum Failure {
 
 pub(super) struct Hooked {
     inner: Arc<dyn Registry>,
+    /// Nothing answers.
+    pub(super) away: AtomicBool,
     /// Look-ups wait here with their answer in hand: it may be old by the time they pass.
     pub(super) look_ups: Gate,
     pub(super) fail_look_ups: AtomicBool,
+    /// How many certificates each look-up asked for.
+    pub(super) look_up_sizes: Mutex<Vec<usize>>,
     /// The feed does not answer.
     pub(super) fail_changes: AtomicBool,
     /// Whoever follows the feed dies of it.
@@ -86,8 +90,10 @@ pub(super) async fn house(edit: impl FnOnce(&mut Config)) -> (House, Arc<Hooked>
 pub(super) async fn house_on(db: Database, edit: impl FnOnce(&mut Config)) -> (House, Arc<Hooked>) {
     let hooked = Arc::new(Hooked {
         inner: db.for_gateway(),
+        away: AtomicBool::new(false),
         look_ups: Gate::new(),
         fail_look_ups: AtomicBool::new(false),
+        look_up_sizes: Mutex::new(Vec::new()),
         fail_changes: AtomicBool::new(false),
         panic_in_changes: AtomicBool::new(false),
         writes: Gate::new(),
@@ -99,15 +105,33 @@ pub(super) async fn house_on(db: Database, edit: impl FnOnce(&mut Config)) -> (H
     (House::behind(db, registry, edit).await, hooked)
 }
 
+impl Hooked {
+    /// What is asked for while it is away.
+    fn asked(&self) -> Result<&dyn Registry> {
+        if self.away.load(Ordering::SeqCst) {
+            return Err(RegistryError::Unavailable("the test says so".to_owned()));
+        }
+        Ok(&*self.inner)
+    }
+}
+
 #[async_trait]
 impl Registry for Hooked {
-    async fn look_up(&self, certificate: &Fingerprint) -> Result<Option<Record>> {
-        let record = self.inner.look_up(certificate).await;
+    fn place(&self) -> &str {
+        self.inner.place()
+    }
+
+    async fn look_up_all(&self, certificates: &[Fingerprint]) -> Result<Records> {
+        self.look_up_sizes.lock().unwrap().push(certificates.len());
+        let records = match self.asked() {
+            Ok(inner) => inner.look_up_all(certificates).await,
+            Err(error) => Err(error),
+        };
         self.look_ups.pass().await;
         if self.fail_look_ups.load(Ordering::SeqCst) {
             return Err(RegistryError::Unavailable("the test says so".to_owned()));
         }
-        record
+        records
     }
 
     async fn write(&self, batch: &Batch) -> Result<Vec<Fate>> {
@@ -119,90 +143,90 @@ impl Registry for Hooked {
                 return Err(RegistryError::Unavailable("the test says so".to_owned()));
             }
             Some(Failure::UnknownAfterCommit) => {
-                self.inner.write(batch).await?;
+                self.asked()?.write(batch).await?;
                 return Err(RegistryError::Unknown("the test says so".to_owned()));
             }
         }
-        let fates = self.inner.write(batch).await?;
+        let fates = self.asked()?.write(batch).await?;
         self.batches.lock().unwrap().push(batch.messages.len());
         Ok(fates)
     }
 
     async fn prune_messages(&self, before: OffsetDateTime, limit: u32) -> Result<u64> {
-        let deleted = self.inner.prune_messages(before, limit).await?;
+        let deleted = self.asked()?.prune_messages(before, limit).await?;
         self.prunings.lock().unwrap().push((limit, deleted));
         Ok(deleted)
     }
 
     async fn migrate(&self) -> Result<Done> {
-        self.inner.migrate().await
+        self.asked()?.migrate().await
     }
     async fn check_schema(&self) -> Result<()> {
-        self.inner.check_schema().await
+        self.asked()?.check_schema().await
     }
     async fn position(&self) -> Result<Position> {
-        self.inner.position().await
+        self.asked()?.position().await
     }
     async fn read_changes(&self, position: &mut Position) -> Result<News> {
         assert!(!self.panic_in_changes.load(Ordering::SeqCst), "the test says so");
         if self.fail_changes.load(Ordering::SeqCst) {
             return Err(RegistryError::Unavailable("the test says so".to_owned()));
         }
-        self.inner.read_changes(position).await
+        self.asked()?.read_changes(position).await
     }
     async fn changed(&self, patience: Duration) -> Result<()> {
-        self.inner.changed(patience).await
+        self.asked()?.changed(patience).await
     }
     async fn enrol(&self, gateway: &Enrolment) -> Result<()> {
-        self.inner.enrol(gateway).await
+        self.asked()?.enrol(gateway).await
     }
     async fn report(&self, name: &str, instance: &str, applied: &Applied) -> Result<bool> {
-        self.inner.report(name, instance, applied).await
+        self.asked()?.report(name, instance, applied).await
     }
     async fn sign_off(&self, name: &str, instance: &str) -> Result<()> {
-        self.inner.sign_off(name, instance).await
+        self.asked()?.sign_off(name, instance).await
     }
     async fn remove_gateway(&self, name: &str) -> Result<()> {
-        self.inner.remove_gateway(name).await
+        self.asked()?.remove_gateway(name).await
     }
     async fn gateways(&self, mark: Option<Mark>) -> Result<Vec<GatewayStatus>> {
-        self.inner.gateways(mark).await
+        self.asked()?.gateways(mark).await
     }
     async fn forget_sessions(&self, gateway: &str) -> Result<u64> {
-        self.inner.forget_sessions(gateway).await
+        self.asked()?.forget_sessions(gateway).await
     }
     async fn prune_history(&self, before: OffsetDateTime, limit: u32) -> Result<u64> {
-        self.inner.prune_history(before, limit).await
+        self.asked()?.prune_history(before, limit).await
     }
     async fn add_fleet(&self, id: &FleetId, policy: &str) -> Result<()> {
-        self.inner.add_fleet(id, policy).await
+        self.asked()?.add_fleet(id, policy).await
     }
     async fn fleets(&self) -> Result<Vec<Fleet>> {
-        self.inner.fleets().await
+        self.asked()?.fleets().await
     }
     async fn fleet(&self, id: &FleetId) -> Result<Option<Fleet>> {
-        self.inner.fleet(id).await
+        self.asked()?.fleet(id).await
     }
     async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Acted> {
-        self.inner.set_policy(id, policy).await
+        self.asked()?.set_policy(id, policy).await
     }
     async fn add_devices(&self, devices: &[NewDevice]) -> Result<()> {
-        self.inner.add_devices(devices).await
+        self.asked()?.add_devices(devices).await
     }
     async fn known(&self, ids: &[DeviceId]) -> Result<Vec<(DeviceId, Vec<Fingerprint>)>> {
-        self.inner.known(ids).await
+        self.asked()?.known(ids).await
     }
     async fn devices(&self, filter: &DeviceFilter) -> Result<Vec<DeviceSummary>> {
-        self.inner.devices(filter).await
+        self.asked()?.devices(filter).await
     }
     async fn device(&self, id: &DeviceId) -> Result<Option<DeviceDetail>> {
-        self.inner.device(id).await
+        self.asked()?.device(id).await
     }
     async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Acted> {
-        self.inner.set_status(id, act, reason).await
+        self.asked()?.set_status(id, act, reason).await
     }
     async fn certificates(&self, filter: &CertificateFilter) -> Result<Vec<(DeviceId, CertificateRecord)>> {
-        self.inner.certificates(filter).await
+        self.asked()?.certificates(filter).await
     }
     async fn revoke_certificate(
         &self,
@@ -210,24 +234,24 @@ impl Registry for Hooked {
         reason: &str,
         only: bool,
     ) -> Result<RevokedCertificates> {
-        self.inner.revoke_certificate(certificate, reason, only).await
+        self.asked()?.revoke_certificate(certificate, reason, only).await
     }
     async fn kick(&self, id: &DeviceId) -> Result<Acted> {
-        self.inner.kick(id).await
+        self.asked()?.kick(id).await
     }
     async fn sessions(&self, fresh: OffsetDateTime) -> Result<Vec<Presence>> {
-        self.inner.sessions(fresh).await
+        self.asked()?.sessions(fresh).await
     }
     async fn messages(&self, filter: &MessageFilter) -> Result<Vec<StoredMessage>> {
-        self.inner.messages(filter).await
+        self.asked()?.messages(filter).await
     }
     async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>> {
-        self.inner.audit(filter).await
+        self.asked()?.audit(filter).await
     }
     async fn audit_head(&self) -> Result<AuditHead> {
-        self.inner.audit_head().await
+        self.asked()?.audit_head().await
     }
     async fn excess_rights(&self) -> Result<Option<String>> {
-        self.inner.excess_rights().await
+        self.asked()?.excess_rights().await
     }
 }

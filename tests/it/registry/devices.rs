@@ -60,17 +60,20 @@ async fn a_device_comes_whole(db: Database) {
     assert_eq!(record.status, DeviceStatus::Active);
     assert_eq!(record.reason, None);
     assert!(record.policy.starts_with("{\"allow\""));
-    assert_eq!(record.certificate.fingerprint, certificate.fingerprint);
-    assert_eq!(record.certificate.serial, certificate.serial);
-    assert_eq!(record.certificate.issuer, certificate.issuer);
-    assert_eq!(record.certificate.der, certificate.der);
-    assert_eq!(record.certificate.not_before, certificate.not_before);
     assert_eq!(record.certificate.not_after, certificate.not_after);
     assert_eq!(record.certificate.status, CertificateStatus::Active);
     assert_eq!(record.keys.len(), 1);
     assert_eq!((record.keys[0].version, record.keys[0].state), (KeyVersion::FIRST, KeyState::Active));
     assert_eq!(record.keys[0].sealed, [7, 0, 255]);
     assert!(registry.look_up(&certificate_of("press-9").fingerprint).await.unwrap().is_none());
+
+    // Many at once, and what nobody has recorded is not among them.
+    let asked = ["press-8", "press-9", "press-7"].map(|id| certificate_of(id).fingerprint);
+    let mut found = registry.look_up_all(&asked).await.unwrap();
+    assert_eq!(found.len(), 2);
+    assert_eq!(found.remove(&asked[2]).unwrap().unwrap(), record);
+    assert_eq!(found.remove(&asked[0]).unwrap().unwrap().device, device("press-8"));
+    assert!(registry.look_up_all(&[]).await.unwrap().is_empty());
 
     // Keys in order; a retired one opens nothing and is not handed out.
     for sql in [
@@ -88,7 +91,11 @@ async fn a_device_comes_whole(db: Database) {
 
     let detail = registry.device(&device("press-7")).await.unwrap().unwrap();
     assert_eq!(detail.keys.len(), 4);
-    assert_eq!(detail.certificates.len(), 1);
+    let [recorded] = &detail.certificates[..] else { panic!("one certificate: {:?}", detail.certificates) };
+    assert_eq!(recorded.fingerprint, certificate.fingerprint);
+    assert_eq!((&recorded.serial, &recorded.issuer), (&certificate.serial, &certificate.issuer));
+    assert_eq!(recorded.der, certificate.der);
+    assert_eq!((recorded.not_before, recorded.not_after), (certificate.not_before, certificate.not_after));
     assert_eq!(detail.summary.certificate_expires, Some(certificate.not_after));
     assert_eq!(detail.summary.key.map(KeyVersion::get), Some(2));
     assert!(detail.presence.is_none() && detail.summary.last_seen.is_none());

@@ -184,8 +184,18 @@ impl House {
     pub(crate) async fn restart(&mut self) {
         self.shut_down();
         self.ended().await;
+        self.reopen().await;
+    }
+
+    /// The next run, after the last one has ended.
+    pub(crate) async fn reopen(&mut self) {
         (self.gateway, self.address, self.stop, self.serving) =
             open(&self.config, &self.home, &self.registry).await;
+    }
+
+    /// What the gateway keeps of its registry.
+    pub(crate) fn copy(&self) -> std::path::PathBuf {
+        self.home.state().join("records.db")
     }
 
     /// A device of the default fleet, registered as `device add` does it.

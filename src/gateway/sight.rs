@@ -1,0 +1,90 @@
+//! How well the gateway sees its registry: whether it may ask it, and how old is what it knows.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use doorward_proto::time::Moment;
+
+use crate::clock;
+
+/// What is known of the registry's feed.
+#[derive(Debug)]
+pub(crate) struct Sight {
+    /// `registry.max_staleness`.
+    most: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct State {
+    /// All that had changed before this moment is known here, and the registry has been told so.
+    known: Moment,
+    /// What had passed at that moment since it was true: not zero where it was noted by an earlier run.
+    age: Duration,
+    /// The last complete look at the feed began then, on the monotonic clock.
+    looked: Option<Duration>,
+    /// Its feed does not answer, or has not been read up to its end since it does again.
+    away: bool,
+}
+
+impl Sight {
+    /// Nothing is known before the first look.
+    pub(crate) fn new(most: Duration) -> Self {
+        let state = State { known: clock::now(), age: Duration::MAX, looked: None, away: true };
+        Self { most, state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An earlier run of this gateway knew everything until so long ago.
+    pub(super) fn remember(&self, age: Duration) {
+        let mut state = self.lock();
+        (state.known, state.age) = (clock::now(), age);
+    }
+
+    /// All that had changed before `began` is known, and the registry has been told so.
+    pub(super) fn reported(&self, began: Moment) {
+        let mut state = self.lock();
+        (state.known, state.age) = (began, Duration::ZERO);
+    }
+
+    /// The feed has been read up to its end, by a look that began then. Whether it was away.
+    pub(super) fn looked(&self, began: Moment) -> bool {
+        let mut state = self.lock();
+        state.looked = Some(began.monotonic);
+        std::mem::replace(&mut state.away, false)
+    }
+
+    /// The feed does not answer. Whether that is new.
+    pub(super) fn lost(&self) -> bool {
+        !std::mem::replace(&mut self.lock().away, true)
+    }
+
+    /// Whether the registry is not to be asked for anything before its changes have been read.
+    pub(crate) fn is_away(&self) -> bool {
+        self.lock().away
+    }
+
+    /// Whether the feed has been read up to its end by a look that began after `since`, on the monotonic clock.
+    pub(crate) fn looked_since(&self, since: Duration) -> bool {
+        let state = self.lock();
+        !state.away && state.looked.is_some_and(|looked| looked >= since)
+    }
+
+    /// For how long changes may have been missed.
+    pub(super) fn age(&self) -> Duration {
+        let State { known, age, .. } = *self.lock();
+        let now = clock::now();
+        // The monotonic clock does not tick while the machine is suspended, the other one can be set: the longer counts.
+        let monotonic = now.monotonic.saturating_sub(known.monotonic);
+        let wall = now.wall.as_duration().saturating_sub(known.wall.as_duration());
+        age.saturating_add(monotonic.max(wall))
+    }
+
+    /// Whether the registry is away and what is known of it is too old to serve anybody by.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.is_away() && self.age() >= self.most
+    }
+}
