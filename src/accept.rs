@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use doorward_pki::identity::{Fingerprint, Leaf, display_subject};
@@ -23,9 +23,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, info, warn};
 
-use crate::gateway::{Gateway, Source};
 use crate::gateway::mailbox::Mailbox;
 use crate::gateway::sessions::Handle;
+use crate::gateway::{Gateway, Source};
 use crate::identity::{self, Denied, Problem};
 use crate::registry::RegistryError;
 use crate::upgrade::{self, HeadError};
@@ -239,7 +239,10 @@ async fn admit_request<'a>(
             if !matches!(error, RegistryError::Unavailable(_) | RegistryError::Unknown(_)) {
                 warn!(connection = %id, %peer, %error, "the device's record cannot be read");
             }
-            Denied::new(Problem::Unavailable, "the gateway cannot ask its registry, and has no fresh copy of this device's record")
+            Denied::new(
+                Problem::Unavailable,
+                "the gateway cannot ask its registry, and has no fresh copy of this device's record",
+            )
         })?;
         if let Some(record) = &mut record {
             record.end_by(leaf_ends);
@@ -277,6 +280,7 @@ async fn admit_request<'a>(
             mailbox: Mailbox::default(),
             heard_ms: AtomicI64::new(now.as_millis()),
             suspect: AtomicBool::new(false),
+            cut_since: OnceLock::new(),
         });
         let stay = gateway.tasks.token();
         if gateway.sessions.enter(watch, &handle, keep) {

@@ -432,6 +432,9 @@ impl Connection {
                 }
                 let flushed = std::future::poll_fn(|cx| self.write(cx));
                 let flushed = tokio::time::timeout(CLOSE_WITHIN, flushed).await;
+                if let Some(since) = self.handle.cut_since.get() {
+                    self.gateway.counters.cut(clock::now().monotonic.saturating_sub(*since));
+                }
                 if matches!(flushed, Ok(Ok(()))) || close == Close::SlowReader {
                     closing_handshake(self.ws, Some(frame(close))).await;
                 }

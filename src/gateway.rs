@@ -1,5 +1,6 @@
 //! A gateway: what all its connections share, and its life from the first `accept` to the end of its drain.
 
+mod confirm;
 mod follow;
 pub(crate) mod mailbox;
 mod records;
@@ -229,6 +230,7 @@ pub async fn serve(
     };
     let mut parts = JoinSet::new();
     parts.spawn(ends(sink::run(writer, stop_writer.clone())));
+    parts.spawn(confirm::run(Arc::clone(&gateway), follower.effects(), stop.clone()));
     parts.spawn(follower.run(stop.clone()));
     parts.spawn(ends(upkeep::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(accept::run(Arc::clone(&gateway), listener, stop.clone())));

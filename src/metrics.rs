@@ -2,6 +2,7 @@
 //! no peer can make more.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use doorward_proto::close::Close;
 use doorward_proto::verdict::Refusal;
@@ -22,6 +23,39 @@ pub struct Counters {
     accepted: AtomicU64,
     ignored: AtomicU64,
     rejected: [AtomicU64; Refusal::ALL.len()],
+    cuts: Histogram,
+}
+
+/// Times in buckets that double or so: what an operator promises and what went wrong are both in it.
+#[derive(Debug, Default)]
+struct Histogram {
+    buckets: [AtomicU64; BUCKETS.len()],
+    count: AtomicU64,
+    sum_us: AtomicU64,
+}
+
+/// Upper bounds, in milliseconds.
+const BUCKETS: [u64; 14] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 60_000];
+
+impl Histogram {
+    fn record(&self, time: Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let bucket = BUCKETS.iter().position(|bound| us <= bound * 1000);
+        add(bucket.and_then(|at| self.buckets.get(at)));
+        add(Some(&self.count));
+        self.sum_us.fetch_add(us, Ordering::Relaxed);
+    }
+}
+
+/// Times so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Times {
+    /// How many took at most so long: the bound in milliseconds, and the number of those within it.
+    pub within_ms: Vec<(u64, u64)>,
+    /// How many there were.
+    pub count: u64,
+    /// All together.
+    pub sum: Duration,
 }
 
 /// The counters at a moment.
@@ -88,6 +122,27 @@ impl Counters {
     }
     pub(crate) fn rejected(&self, refusal: Refusal) {
         add(Refusal::ALL.iter().position(|r| *r == refusal).and_then(|at| self.rejected.get(at)));
+    }
+
+    /// A session has ended because of a change in the registry, so long after the change was made.
+    pub(crate) fn cut(&self, after: Duration) {
+        self.cuts.record(after);
+    }
+
+    /// From a change in the registry, as its row says, to the close of the session that it ends.
+    #[must_use]
+    pub fn cuts(&self) -> Times {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let mut total = 0;
+        let within = |(bound, bucket): (&u64, &AtomicU64)| {
+            total += get(bucket);
+            (*bound, total)
+        };
+        Times {
+            within_ms: BUCKETS.iter().zip(&self.cuts.buckets).map(within).collect(),
+            count: get(&self.cuts.count),
+            sum: Duration::from_micros(get(&self.cuts.sum_us)),
+        }
     }
 
     /// The counters now.

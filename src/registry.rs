@@ -13,10 +13,11 @@ mod audit;
 mod certificates;
 mod gateways;
 mod messages;
+mod record;
 mod shared;
 mod url;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,9 @@ pub use audit::{AuditFilter, AuditHash, AuditHead, AuditRow, Chain, Misfit};
 pub use certificates::{CertificateFilter, RevokedCertificates};
 pub use gateways::{Acted, Applied, Enrolment, GatewayStatus, Mark};
 pub use messages::{Batch, Claim, Fate, MessageFilter, NewEvent, NewMessage, StoredMessage};
+pub use record::{
+    CertificateRecord, CertificateStatus, DeviceStatus, KeyState, Record, Records, SealedKey, Standing,
+};
 pub use url::{DatabaseUrl, UrlError};
 
 /// How long a gateway waits for the registry. A session that cannot be judged by then is refused with 503.
@@ -129,122 +133,6 @@ pub enum SchemaError {
         needed: i64,
     },
 }
-
-/// Whether a device may connect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum DeviceStatus {
-    /// It may.
-    Active,
-    /// Not now; an operator can resume it.
-    Suspended,
-    /// Never again.
-    Revoked,
-}
-
-/// Whether a certificate opens the door.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CertificateStatus {
-    /// It does, until it expires.
-    Active,
-    /// A newer one has taken its place; it does until `valid_until`.
-    Superseded,
-    /// It never does again.
-    Revoked,
-}
-
-/// The life of an HMAC key version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KeyState {
-    /// Issued, not yet confirmed by a message signed with it.
-    Pending,
-    /// The newest confirmed one: the gateway signs with it.
-    Active,
-    /// An older one that still verifies until its grace ends.
-    Grace,
-    /// Worth nothing.
-    Retired,
-}
-
-/// A key version as the registry keeps it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SealedKey {
-    /// Which version.
-    pub version: KeyVersion,
-    /// The key, sealed by the master key.
-    pub sealed: Vec<u8>,
-    /// Where in its life.
-    pub state: KeyState,
-    /// When the grace ends, for a key in it.
-    pub grace_until: Option<OffsetDateTime>,
-}
-
-/// A certificate as the registry keeps it.
-#[derive(Debug, Clone)]
-pub struct CertificateRecord {
-    /// SHA-256 of the DER.
-    pub fingerprint: Fingerprint,
-    /// 32 hex digits.
-    pub serial: String,
-    /// The key id of the authority that signed it, hex.
-    pub issuer: String,
-    /// The certificate itself.
-    pub der: Vec<u8>,
-    /// From when.
-    pub not_before: OffsetDateTime,
-    /// Until when.
-    pub not_after: OffsetDateTime,
-    /// Where in its life.
-    pub status: CertificateStatus,
-    /// The end of its grace, for a superseded one.
-    pub valid_until: Option<OffsetDateTime>,
-    /// Why it was revoked.
-    pub reason: Option<String>,
-}
-
-/// What a certificate is worth.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
-    /// Until when it is valid.
-    pub not_after: OffsetDateTime,
-    /// Where in its life.
-    pub status: CertificateStatus,
-    /// The end of its grace, for a superseded one.
-    pub valid_until: Option<OffsetDateTime>,
-    /// Why it was revoked.
-    pub reason: Option<String>,
-}
-
-/// Everything that admission and a live session need to know of a device, by one of its certificates.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
-    /// The device.
-    pub device: DeviceId,
-    /// Its fleet.
-    pub fleet: FleetId,
-    /// Whether it may connect.
-    pub status: DeviceStatus,
-    /// Why it is suspended or revoked.
-    pub reason: Option<String>,
-    /// The certificate that was asked for.
-    pub certificate: Standing,
-    /// All key versions that are not retired, oldest first.
-    pub keys: Vec<SealedKey>,
-    /// The fleet's policy, as its JSON text.
-    pub policy: Arc<str>,
-}
-
-impl Record {
-    /// Ends the certificate no later than it says itself, whatever its row says.
-    pub(crate) fn end_by(&mut self, leaf_ends: OffsetDateTime) {
-        self.certificate.not_after = self.certificate.not_after.min(leaf_ends);
-    }
-}
-
-/// Records by their certificates. What is missing is in no row; an error is that row's own.
-pub type Records = HashMap<Fingerprint, Result<Record>>;
 
 /// A device to register, with its first certificate and first key. The three commit together.
 #[derive(Debug, Clone)]
@@ -417,6 +305,8 @@ pub struct Position {
 pub struct News {
     /// In the order of the feed.
     pub changes: Vec<Change>,
+    /// How long ago each of them was written, by the database's clock.
+    pub ages: Vec<Duration>,
     /// Rows that this position still needed have been pruned, or the feed runs backwards (a restored backup):
     /// everything has to be asked again.
     pub gap: bool,

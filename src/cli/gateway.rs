@@ -70,7 +70,8 @@ async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
     // For as long as this process lives: two on one home would take each other's name.
     let _lock = hold(&home)?;
     let url = shared.database_url(&config)?;
-    let registry = registry::connect(&url, Access::Existing).map_err(|error| Failure::registry_at(&url, error))?;
+    let registry =
+        registry::connect(&url, Access::Existing).map_err(|error| Failure::registry_at(&url, error))?;
     match registry.check_schema().await {
         Ok(()) => check_master(&*registry, &master).await?,
         // Whether it may serve without is the gateway's to know.

@@ -8,17 +8,18 @@ use std::time::Duration;
 use doorward_pki::Fingerprint;
 use doorward_proto::close::Close;
 use doorward_proto::ids::{DeviceId, FleetId};
-use doorward_proto::time::Moment;
+use doorward_proto::session::Grant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::Gateway;
+use super::confirm::{Effect, Effects};
 use super::mailbox::Ending;
 use super::sessions::Handle;
 use crate::clock;
 use crate::identity;
-use crate::registry::cache::{Known, Stuck};
-use crate::registry::{Applied, Change, Enrolment, Position, QUERY_DEADLINE, Record, RegistryError};
+use crate::registry::cache::Known;
+use crate::registry::{Change, Enrolment, Position, QUERY_DEADLINE, Record, RegistryError};
 
 /// The longest wait for a wake-up before the feed is read all the same: what a lost wake-up costs.
 const POLL: Duration = Duration::from_millis(500);
@@ -28,12 +29,6 @@ const RETRY: Duration = Duration::from_millis(500);
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 /// Sessions whose records are looked up in one query.
 const JUDGED_AT_ONCE: usize = 256;
-/// How often new records are written into the copy, and how often it is noted until when everything was known: each time
-/// costs the disk a write.
-const KEEP_NEWS_EVERY: Duration = Duration::from_secs(1);
-const KEEP_EVERY: Duration = Duration::from_secs(60);
-/// A confirmation waits this long for the sessions that end. They process nothing more either way.
-const GONE_WITHIN: Duration = Duration::from_secs(1);
 /// What may pass between the last report and the moment at which the gateway knows that it is cut off.
 const MARGIN: Duration = Duration::from_secs(REPORT_EVERY.as_secs() + 3 * QUERY_DEADLINE.as_secs());
 
@@ -42,8 +37,8 @@ pub(super) fn may_serve(max_staleness: Duration) -> Duration {
     max_staleness + MARGIN
 }
 
-/// Sessions to be judged again, by name, so that each is judged once.
-type Marked = HashMap<Arc<str>, Arc<Handle>>;
+/// Sessions to be judged again, by name, so that each is judged once; and since when, on the monotonic clock.
+type Marked = HashMap<Arc<str>, (Arc<Handle>, Duration)>;
 
 /// Who follows the registry. Made before the door opens, so that what the gateway knows is never younger than where it
 /// follows from.
@@ -57,19 +52,23 @@ pub(super) struct Follower {
     marked: Marked,
     /// What has taken effect has not been reported.
     due: bool,
-    /// When it last was, on the monotonic clock.
+    /// When it was last to be, on the monotonic clock.
     reported: Option<Duration>,
-    /// When the last complete look at the feed began.
-    looked: Option<Moment>,
-    /// When the copy of records was last written, on the monotonic clock.
-    kept: Option<Duration>,
-    /// A transaction may be under way that was begun before a session's end was decided.
-    unsettled: bool,
+    /// Sessions whose end was decided, and not confirmed.
+    ended: Vec<Arc<Handle>>,
+    effects: Arc<Effects>,
+    /// The registry does not answer, and that has been said.
+    away: bool,
     /// What is known is too old, and that has been said.
     stale: bool,
 }
 
 impl Follower {
+    /// What its looks bring about, for whoever confirms it.
+    pub(super) fn effects(&self) -> Arc<Effects> {
+        Arc::clone(&self.effects)
+    }
+
     /// Takes the gateway's place in the registry, and reads what has changed since an earlier run of it. Without the
     /// registry it begins with what that run has kept, where that may still serve.
     pub(super) async fn start(gateway: Arc<Gateway>, enrolment: Enrolment) -> Result<Self, RegistryError> {
@@ -82,9 +81,9 @@ impl Follower {
             marked: Marked::new(),
             due: true,
             reported: None,
-            looked: None,
-            kept: None,
-            unsettled: false,
+            ended: Vec::new(),
+            effects: Arc::default(),
+            away: false,
             stale: false,
         };
         loop {
@@ -96,13 +95,16 @@ impl Follower {
         }
     }
 
-    fn without_registry(self, known: Option<Known>, error: RegistryError) -> Result<Self, RegistryError> {
-        let (Some(known), RegistryError::Unavailable(why) | RegistryError::Unknown(why)) = (known, &error) else {
+    fn without_registry(mut self, known: Option<Known>, error: RegistryError) -> Result<Self, RegistryError> {
+        let (Some(known), RegistryError::Unavailable(why) | RegistryError::Unknown(why)) = (known, &error)
+        else {
             return Err(error);
         };
         let refused = |because| Err(RegistryError::Unavailable(format!("{why}; {because}")));
         if known.signed_off {
-            return refused("and this gateway has signed off since it last saw it: devices may have been revoked unheard");
+            return refused(
+                "and this gateway has signed off since it last saw it: devices may have been revoked unheard",
+            );
         }
         // A clock that runs behind what it has said before says nothing about how long ago that was.
         let now = clock::now().wall.as_duration();
@@ -114,6 +116,7 @@ impl Follower {
         }
         warn!(%error, seconds = age.as_secs(), "the registry does not answer; devices are let in by what was known of it");
         self.gateway.sight.remember(age);
+        self.away = true;
         Ok(self)
     }
 
@@ -123,7 +126,7 @@ impl Follower {
         loop {
             let looked = tokio::select! {
                 looked = self.look() => looked,
-                () = stop.cancelled() => return self.finish().await,
+                () = stop.cancelled() => return Ok(()),
             };
             let failed = match looked {
                 Ok(Looked::More) => continue,
@@ -142,7 +145,7 @@ impl Follower {
             tokio::select! {
                 () = wait => {}
                 () = gateway.look_at_feed.notified() => {}
-                () = stop.cancelled() => return self.finish().await,
+                () = stop.cancelled() => return Ok(()),
             }
         }
     }
@@ -166,45 +169,45 @@ impl Follower {
         let began = clock::now();
         let gateway = Arc::clone(&self.gateway);
         // The position first: what changes from here on is followed, what was before is read by look-ups.
-        let position = match &mut self.position {
-            Some(position) => position,
-            unknown => unknown.insert(gateway.registry.position().await?),
+        let mut position = match &self.position {
+            Some(position) => position.clone(),
+            None => gateway.registry.position().await?,
         };
-        if !self.enrolled {
+        let enrols = !self.enrolled;
+        if enrols {
             enrol(&gateway, &self.enrolment).await?;
             self.enrolled = true;
         }
-        let news = gateway.registry.read_changes(position).await?;
+        let news = gateway.registry.read_changes(&mut position).await?;
+        self.position = Some(position.clone());
         self.due |= news.gap || !news.changes.is_empty();
         if news.gap {
             warn!(
                 "the registry's feed of changes has a gap (pruned, or a restored backup): every session is judged again"
             );
-            self.mark(everything_changed(&gateway));
+            self.mark(everything_changed(&gateway), began.monotonic);
         }
-        let mut ended = Vec::new();
-        for change in news.changes {
+        for (change, age) in news.changes.into_iter().zip(news.ages) {
+            let since = began.monotonic.saturating_sub(age);
             match change {
-                Change::Device(device) => self.mark(device_changed(&gateway, &device)),
-                Change::Fleet(fleet) => self.mark(fleet_changed(&gateway, &fleet)),
+                Change::Device(device) => self.mark(device_changed(&gateway, &device), since),
+                Change::Fleet(fleet) => self.mark(fleet_changed(&gateway, &fleet), since),
                 Change::Takeover { device, session } => {
                     // Unlike the others it says nothing new to an admission.
                     if let Some(handle) = gateway.sessions.find(&device, &session) {
-                        handle.mailbox.put_ending(Ending::now(Close::Superseded));
-                        ended.push(handle);
+                        self.end(handle, Close::Superseded, since);
                     }
                 }
                 Change::Kick(device) => {
                     for handle in gateway.sessions.device_changed(&device) {
-                        handle.mailbox.put_ending(Ending::now(Close::Kicked));
-                        ended.push(handle);
+                        self.end(handle, Close::Kicked, since);
                     }
                 }
             }
         }
         let suspects = gateway.sessions.suspects();
-        self.mark(suspects.clone());
-        if let Err(error) = self.judge(&mut ended).await {
+        self.mark(suspects.clone(), began.monotonic);
+        if let Err(error) = self.judge().await {
             // Not forgotten: the next look begins with them.
             suspects.iter().for_each(|suspect| suspect.suspect.store(true, Ordering::SeqCst));
             return Err(error);
@@ -216,82 +219,68 @@ impl Follower {
         if news.more {
             return Ok(Looked::More);
         }
-        gateway.sessions.gone(&ended, GONE_WITHIN).await;
-        self.looked = Some(began);
-        self.keep(began).await?;
         self.stale = false;
-        if gateway.sight.looked(began) && self.reported.is_some() {
+        gateway.sight.looked(began);
+        if enrols {
+            // As good as a report: receipts wait for this gateway from then on.
+            gateway.sight.reported(began);
+        }
+        if std::mem::take(&mut self.away) {
             info!("the registry answers again; its changes have been read");
         }
         self.due |= self.reported.is_none_or(|last| began.monotonic.saturating_sub(last) >= REPORT_EVERY);
-        // Messages of theirs may be in a transaction that began before the act was committed: nothing is confirmed until
-        // that has ended.
-        self.unsettled |= !ended.is_empty();
-        if self.due && (!self.unsettled || gateway.sink.settled(GONE_WITHIN).await) {
-            self.unsettled = false;
-            self.report(&news.applied, began).await?;
+        if self.due {
+            self.reported = Some(began.monotonic);
+        }
+        if self.due || gateway.cache.has_news() {
+            let ended = std::mem::take(&mut self.ended);
+            let due = std::mem::take(&mut self.due);
+            let effect = Effect { position, applied: news.applied, began, ended, due };
+            self.effects.put(effect);
         }
         Ok(Looked::End)
     }
 
-    fn mark(&mut self, handles: Vec<Arc<Handle>>) {
-        self.marked.extend(handles.into_iter().map(|handle| (Arc::clone(&handle.id), handle)));
+    fn mark(&mut self, handles: Vec<Arc<Handle>>, since: Duration) {
+        for handle in handles {
+            // The oldest change is the one that counts.
+            self.marked.entry(Arc::clone(&handle.id)).or_insert((handle, since));
+        }
+    }
+
+    fn end(&mut self, handle: Arc<Handle>, close: Close, since: Duration) {
+        let _ = handle.cut_since.set(since);
+        handle.mailbox.put_ending(Ending::now(close));
+        self.ended.push(handle);
     }
 
     /// Judges every marked session, each for itself: what one row holds keeps no other from being judged. Those that
     /// cannot be looked up stay marked, and are looked up again.
-    async fn judge(&mut self, ended: &mut Vec<Arc<Handle>>) -> Result<(), RegistryError> {
-        let gateway = &self.gateway;
+    async fn judge(&mut self) -> Result<(), RegistryError> {
+        let gateway = Arc::clone(&self.gateway);
         while !self.marked.is_empty() {
-            let some: Vec<Arc<Handle>> = self.marked.values().take(JUDGED_AT_ONCE).cloned().collect();
-            let certificates: HashSet<Fingerprint> = some.iter().map(|handle| handle.certificate).collect();
+            let some: Vec<_> = self.marked.values().take(JUDGED_AT_ONCE).cloned().collect();
+            let certificates: HashSet<Fingerprint> =
+                some.iter().map(|(handle, _)| handle.certificate).collect();
             let certificates: Vec<Fingerprint> = certificates.into_iter().collect();
             let records = gateway.registry.look_up_all(&certificates).await?;
-            for handle in some {
-                let record = records.get(&handle.certificate).cloned().transpose();
-                if !judge_again(gateway, &handle, record) {
-                    ended.push(Arc::clone(&handle));
-                }
+            for (handle, since) in some {
                 self.marked.remove(&handle.id);
+                let record = records.get(&handle.certificate).cloned().transpose();
+                match judge_again(&gateway, &handle, record) {
+                    Ok(grant) => handle.mailbox.put_grant(grant),
+                    Err(close) => self.end(handle, close, since),
+                }
             }
         }
-        Ok(())
-    }
-
-    /// What is in memory alone would be gone with this run.
-    async fn finish(self) -> Result<(), RegistryError> {
-        if let (Some(position), Some(looked), true) = (&self.position, self.looked, self.gateway.cache.has_news()) {
-            self.gateway.cache.keep(position, looked.wall).await.map_err(stuck)?;
-        }
-        Ok(())
-    }
-
-    /// Notes what has changed in the copy of records: before it is confirmed, so that a restart does not undo it.
-    async fn keep(&mut self, began: Moment) -> Result<(), RegistryError> {
-        let cache = &self.gateway.cache;
-        let every = (self.gateway.config.registry.max_staleness.0 / 4).clamp(KEEP_NEWS_EVERY, KEEP_EVERY);
-        let since = self.kept.map(|kept| began.monotonic.saturating_sub(kept));
-        let due = since.is_none_or(|since| since >= every || since >= KEEP_NEWS_EVERY && cache.has_news());
-        let Some(position) = self.position.as_ref().filter(|_| due || cache.must_forget()) else { return Ok(()) };
-        self.kept = Some(began.monotonic);
-        cache.keep(position, began.wall).await.map_err(stuck)
-    }
-
-    async fn report(&mut self, applied: &Applied, began: Moment) -> Result<(), RegistryError> {
-        let name = &self.gateway.settings.gateway;
-        if !self.gateway.registry.report(name, &self.gateway.instance, applied).await? {
-            let words = format!("another gateway has taken the name '{name}'; give each its own gateway.name");
-            return Err(RegistryError::Refused(words));
-        }
-        self.gateway.sight.reported(began);
-        (self.reported, self.due) = (Some(began.monotonic), false);
         Ok(())
     }
 
     /// What was known grows old: when it is too old, nobody is served by it any more.
     fn cut_off(&mut self, error: &RegistryError) {
         let gateway = &self.gateway;
-        let new = gateway.sight.lost();
+        gateway.sight.lost();
+        let new = !std::mem::replace(&mut self.away, true);
         gateway.lookups.give_up(error);
         let stale = gateway.sight.is_stale();
         if new && !stale {
@@ -312,10 +301,6 @@ impl Follower {
             });
         }
     }
-}
-
-fn stuck(stuck: Stuck) -> RegistryError {
-    RegistryError::Internal(stuck.to_string())
 }
 
 /// Takes the gateway's place in the registry for this run: before the first device is let in, so that no act overlooks it.
@@ -355,10 +340,14 @@ fn everything_changed(gateway: &Gateway) -> Vec<Arc<Handle>> {
     marked
 }
 
-/// Whether the session lives on.
-fn judge_again(gateway: &Gateway, handle: &Handle, record: Result<Option<Record>, RegistryError>) -> bool {
+/// What the session may do from now on, or how it ends.
+fn judge_again(
+    gateway: &Gateway,
+    handle: &Handle,
+    record: Result<Option<Record>, RegistryError>,
+) -> Result<Grant, Close> {
     let now = clock::now().wall;
-    let judged = match record {
+    match record {
         // The certificate's row is gone, or another device's: nothing lets this session be.
         Ok(None) => Err(Close::Suspended),
         Ok(Some(record)) if record.device != handle.device => Err(Close::Suspended),
@@ -367,21 +356,13 @@ fn judge_again(gateway: &Gateway, handle: &Handle, record: Result<Option<Record>
             handle.moved_to(&record.fleet);
             let judged = identity::judge_record(&record, now)
                 .and_then(|()| gateway.granter.grant(&record, handle.key, now))
-                .map_err(|denied| denied.problem.close());
-            if judged.is_ok() {
-                gateway.cache.put(&handle.certificate, &record);
-            }
-            judged
+                .map_err(|denied| denied.problem.close())?;
+            gateway.cache.put(&handle.certificate, &record);
+            Ok(judged)
         }
         Err(error) => {
             error!(connection = %handle.id, device = %handle.device, %error, "the device's record cannot be read; its session ends");
             Err(Close::Internal)
         }
-    };
-    let lives = judged.is_ok();
-    match judged {
-        Ok(grant) => handle.mailbox.put_grant(grant),
-        Err(close) => handle.mailbox.put_ending(Ending::now(close)),
     }
-    lives
 }

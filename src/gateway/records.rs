@@ -24,7 +24,9 @@ impl Gateway {
         certificate: &Fingerprint,
     ) -> Result<(Option<Record>, Source), RegistryError> {
         let away = if self.sight.is_away() {
-            RegistryError::Unavailable("it is away, and this device is not among those it has told of".to_owned())
+            RegistryError::Unavailable(
+                "it is away, and this device is not among those it has told of".to_owned(),
+            )
         } else {
             match self.lookups.look_up(certificate).await {
                 Ok(record) => return Ok((record, Source::Registry)),

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use doorward_pki::identity::Fingerprint;
@@ -41,6 +41,8 @@ pub(crate) struct Handle {
     pub(crate) heard_ms: AtomicI64,
     /// The store refused it a message as not the device's newest session: it has to be judged again.
     pub(crate) suspect: AtomicBool,
+    /// When the change was made that ends it, on the monotonic clock.
+    pub(crate) cut_since: OnceLock<Duration>,
 }
 
 impl Handle {
@@ -320,6 +322,7 @@ mod tests {
             mailbox: Mailbox::default(),
             heard_ms: AtomicI64::new(0),
             suspect: AtomicBool::new(false),
+            cut_since: OnceLock::new(),
         })
     }
 

@@ -50,16 +50,15 @@ impl Sight {
         (state.known, state.age) = (began, Duration::ZERO);
     }
 
-    /// The feed has been read up to its end, by a look that began then. Whether it was away.
-    pub(super) fn looked(&self, began: Moment) -> bool {
+    /// The feed has been read up to its end, by a look that began then.
+    pub(super) fn looked(&self, began: Moment) {
         let mut state = self.lock();
-        state.looked = Some(began.monotonic);
-        std::mem::replace(&mut state.away, false)
+        (state.looked, state.away) = (Some(began.monotonic), false);
     }
 
-    /// The feed does not answer. Whether that is new.
-    pub(super) fn lost(&self) -> bool {
-        !std::mem::replace(&mut self.lock().away, true)
+    /// The feed does not answer.
+    pub(super) fn lost(&self) {
+        self.lock().away = true;
     }
 
     /// Whether the registry is not to be asked for anything before its changes have been read.

@@ -67,6 +67,12 @@ struct News {
     forgotten: Forgotten,
 }
 
+impl News {
+    fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.forgotten.is_empty()
+    }
+}
+
 /// Whose records in the file are not to be used any more.
 #[derive(Default)]
 struct Forgotten {
@@ -173,8 +179,7 @@ impl Cache {
 
     /// Whether there is anything to write.
     pub(crate) fn has_news(&self) -> bool {
-        let news = self.news();
-        !news.records.is_empty() || !news.forgotten.is_empty()
+        !self.news().is_empty()
     }
 
     /// Whether something is to be forgotten: no confirmation before that is written.
@@ -194,7 +199,16 @@ impl Cache {
         let news = std::mem::take(&mut *self.news());
         let Some(file) = &mut open.file else { return Ok(()) };
         let known = Known { position: position.clone(), known_at, signed_off: false };
-        let written = file.write(&news, &known).await;
+        let written = file.write(&news, Some(&known)).await;
+        self.or_give_up(&mut open, written).await
+    }
+
+    /// Writes what is new, and says nothing of how far it is right: as far as before.
+    pub(crate) async fn flush(&self) -> Result<(), Stuck> {
+        let mut open = self.file.lock().await;
+        let news = std::mem::take(&mut *self.news());
+        let Some(file) = open.file.as_mut().filter(|_| !news.is_empty()) else { return Ok(()) };
+        let written = file.write(&news, None).await;
         self.or_give_up(&mut open, written).await
     }
 

@@ -71,7 +71,9 @@ impl Lookups {
         match tokio::time::timeout(QUERY_DEADLINE, answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(RegistryError::Internal("a look-up has failed".to_owned())),
-            Err(_) => Err(RegistryError::Unavailable(format!("no answer within {} s", QUERY_DEADLINE.as_secs()))),
+            Err(_) => {
+                Err(RegistryError::Unavailable(format!("no answer within {} s", QUERY_DEADLINE.as_secs())))
+            }
         }
     }
 

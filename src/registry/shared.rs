@@ -219,6 +219,11 @@ pub(super) fn change(kind: &str, subject: &str) -> Option<Change> {
     }
 }
 
+/// How old a row is, in seconds of the database's clock, which may have been set back.
+pub(super) fn age(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::ZERO)
+}
+
 /// A column that does not decode: the schema is not what this binary takes it for.
 pub(super) fn unreadable(error: &impl std::fmt::Display) -> RegistryError {
     RegistryError::Corrupt(error.to_string())

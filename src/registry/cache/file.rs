@@ -15,7 +15,7 @@ use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
 use super::super::Position;
 use super::entry::Entry;
-use super::{Forgotten, News, Known};
+use super::{Forgotten, Known, News};
 use crate::home::{FileError, SECRET};
 
 /// Of the layout below; a file of another one is made anew.
@@ -69,6 +69,8 @@ impl File {
             .filename(path)
             .create_if_missing(false)
             .journal_mode(SqliteJournalMode::Wal)
+            // Nobody else opens it: who waits here keeps others waiting.
+            .busy_timeout(Duration::from_millis(500))
             // What has been confirmed as forgotten is forgotten, whenever the power goes.
             .synchronous(SqliteSynchronous::Full)
             .disable_statement_logging();
@@ -90,7 +92,8 @@ impl File {
     }
 
     pub(super) async fn known(&mut self) -> Result<Option<Known>, sqlx::Error> {
-        let row = sqlx::query("SELECT position, known_at, signed_off FROM known").fetch_one(&mut self.0).await?;
+        let row =
+            sqlx::query("SELECT position, known_at, signed_off FROM known").fetch_one(&mut self.0).await?;
         let position: Option<String> = row.try_get("position")?;
         let known_at: i64 = row.try_get("known_at")?;
         let signed_off = row.try_get("signed_off")?;
@@ -111,25 +114,29 @@ impl File {
         .fetch_optional(&mut self.0)
         .await?;
         let Some(row) = row else { return Ok(None) };
-        let ids = (DeviceId::new(row.try_get::<&str, _>("device")?), FleetId::new(row.try_get::<&str, _>("fleet")?));
+        let ids = (
+            DeviceId::new(row.try_get::<&str, _>("device")?),
+            FleetId::new(row.try_get::<&str, _>("fleet")?),
+        );
         let (Ok(device), Ok(fleet)) = ids else { return Ok(None) };
         let (rest, policy) = (row.try_get("rest")?, Arc::from(row.try_get::<&str, _>("policy")?));
         Ok(Some(Entry { device, fleet, rest, policy }))
     }
 
-    pub(super) async fn write(&mut self, news: &News, known: &Known) -> Result<(), sqlx::Error> {
+    pub(super) async fn write(&mut self, news: &News, known: Option<&Known>) -> Result<(), sqlx::Error> {
         let mut transaction = self.0.begin_with("BEGIN IMMEDIATE").await?;
         forget(&mut transaction, &news.forgotten).await?;
         if !news.records.is_empty() {
             add(&mut transaction, news).await?;
         }
-        let Position { low, seen, last } = &known.position;
-        sqlx::query("UPDATE known SET position = ?1, known_at = ?2, signed_off = ?3")
-            .bind(json!([low, seen, last]).to_string())
-            .bind(known.known_at.as_millis())
-            .bind(known.signed_off)
-            .execute(&mut *transaction)
-            .await?;
+        if let Some(Known { position: Position { low, seen, last }, known_at, signed_off }) = known {
+            sqlx::query("UPDATE known SET position = ?1, known_at = ?2, signed_off = ?3")
+                .bind(json!([low, seen, last]).to_string())
+                .bind(known_at.as_millis())
+                .bind(signed_off)
+                .execute(&mut *transaction)
+                .await?;
+        }
         transaction.commit().await
     }
 

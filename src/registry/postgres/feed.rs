@@ -7,7 +7,7 @@
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
-use super::super::shared::{PAGE, change};
+use super::super::shared::{PAGE, age, change};
 use super::super::{Applied, Mark, News, Position, Result};
 use super::{Postgres, error, rows};
 
@@ -54,7 +54,7 @@ pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result
              SELECT s::text AS whole, pg_snapshot_xmin(s) AS xmin, pg_snapshot_xmax(s) AS xmax, $1::text::xid8 AS low
              FROM pg_current_snapshot() AS s
          ), fresh AS (
-             SELECT c.id, c.xid, c.kind, c.subject
+             SELECT c.id, c.xid, c.kind, c.subject, extract(epoch FROM clock_timestamp() - c.at)::float8 AS age
              FROM snapshot s JOIN changes c ON c.xid >= s.low AND c.xid < s.xmax
              WHERE NOT EXISTS (SELECT FROM unnest($2::bigint[]) AS seen (id) WHERE seen.id = c.id)
              ORDER BY c.xid, c.id
@@ -65,7 +65,7 @@ pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result
                     OR EXISTS (SELECT FROM feed WHERE pruned >= s.low AND pruned < s.xmax AND pruned <> '0')
                     OR (SELECT last_value FROM changes_id_seq) < $3
                     OR EXISTS (SELECT FROM changes c WHERE c.id > $3 AND c.xid < s.low) AS gap,
-                f.id, f.xid::text::bigint AS xid, f.kind, f.subject
+                f.id, f.xid::text::bigint AS xid, f.kind, f.subject, f.age
          FROM snapshot s LEFT JOIN fresh f ON true
          ORDER BY f.xid, f.id",
     )
@@ -98,7 +98,10 @@ pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result
         next.last = next.last.max(id);
         next.seen.insert((xid, id));
         match change(rows::get(row, "kind")?, rows::get(row, "subject")?) {
-            Some(change) => news.changes.push(change),
+            Some(change) => {
+                news.changes.push(change);
+                news.ages.push(age(rows::get(row, "age")?));
+            }
             None => news.gap = true,
         }
     }

@@ -26,7 +26,6 @@ pub(super) async fn look_up(registry: &Sqlite, certificates: &[Fingerprint]) -> 
     .await
     .map_err(error::read)?;
 
-
     let mut records = Records::with_capacity(certificates.len());
     for row in &found {
         let record = match records.entry(rows::fingerprint_of(row)?) {

@@ -7,7 +7,7 @@ use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tokio::sync::Mutex;
 
-use super::super::shared::{PAGE, change};
+use super::super::shared::{PAGE, age, change};
 use super::super::{Applied, Mark, News, Position, Result};
 use super::{Sqlite, error, rows};
 
@@ -78,9 +78,9 @@ pub(super) async fn read(registry: &Sqlite, position: &mut Position) -> Result<N
     let found = sqlx::query(
         "SELECT (SELECT pruned FROM feed) > ?1
                     OR coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) < ?1 AS gap,
-                c.id, c.kind, c.subject
+                c.id, c.kind, c.subject, c.age
          FROM (SELECT 1) LEFT JOIN (
-             SELECT id, kind, subject FROM changes WHERE id > ?1 ORDER BY id LIMIT ?2
+             SELECT id, kind, subject, (julianday('now') - julianday(at)) * 86400.0 AS age FROM changes WHERE id > ?1 ORDER BY id LIMIT ?2
          ) AS c
          ORDER BY c.id",
     )
@@ -102,7 +102,10 @@ pub(super) async fn read(registry: &Sqlite, position: &mut Position) -> Result<N
         };
         low = id;
         match change(rows::get(row, "kind")?, rows::get(row, "subject")?) {
-            Some(change) => news.changes.push(change),
+            Some(change) => {
+                news.changes.push(change);
+                news.ages.push(age(rows::get(row, "age")?));
+            }
             None => news.gap = true,
         }
     }

@@ -15,7 +15,10 @@ use crate::support::house::{Credentials, House, eventually, log, seconds};
 /// The registry goes away, and the gateway has seen it.
 async fn leave(hooked: &Hooked) {
     hooked.away.store(true, Ordering::SeqCst);
-    eventually("the gateway has seen it", async || log().contains("the registry does not answer; sessions go on")).await;
+    eventually("the gateway has seen it", async || {
+        log().contains("the registry does not answer; sessions go on")
+    })
+    .await;
 }
 
 async fn come_back(hooked: &Hooked) {
@@ -24,7 +27,8 @@ async fn come_back(hooked: &Hooked) {
 }
 
 fn is_unavailable(answer: &Answer) -> bool {
-    answer.header("retry-after").is_some() && (answer.status, problem_of(answer)) == (503, "unavailable".to_owned())
+    answer.header("retry-after").is_some()
+        && (answer.status, problem_of(answer)) == (503, "unavailable".to_owned())
 }
 
 /// What the file says, for a gateway that does not run.
@@ -108,7 +112,11 @@ async fn a_copy_outlives_a_restart_and_what_changed_meanwhile_counts_at_once() {
     device.acked(seq).await;
     // It has taken its place in the registry again, and says what it knows.
     eventually("a report of this run", async || {
-        house.db.number("SELECT count(*) FROM gateways WHERE applied IS NOT NULL AND signed_off IS NULL").await == 1
+        house
+            .db
+            .number("SELECT count(*) FROM gateways WHERE applied IS NOT NULL AND signed_off IS NULL")
+            .await
+            == 1
     })
     .await;
     assert_eq!(problem_of(&refused(&house, &revoked).await), "device-revoked");
@@ -118,7 +126,8 @@ async fn a_copy_outlives_a_restart_and_what_changed_meanwhile_counts_at_once() {
         let bytes = std::fs::read(path).unwrap_or_default();
         assert!(!bytes.windows(secret.len()).any(|window| window == secret), "a key stays sealed");
     }
-    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(house.copy()).unwrap().permissions());
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(house.copy()).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
 }
 

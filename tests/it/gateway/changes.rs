@@ -26,6 +26,9 @@ async fn a_device_revoked_by_plain_sql_is_cut(db: Database) {
     let seq = bystander.publish("m1", json!(1)).await;
     bystander.acked(seq).await;
     assert_eq!(house.stored_as("too-late").await, 0);
+    let cuts = house.gateway.counters().cuts();
+    assert_eq!(cuts.count, 1, "the time from the change to the close: {cuts:?}");
+    assert!(!cuts.sum.is_zero() && cuts.within_ms.last() == Some(&(60_000, 1)), "{cuts:?}");
 }
 
 #[tokio::test]

@@ -254,7 +254,7 @@ async fn a_transaction_that_sqlite_rolled_back_by_itself_costs_one_try() {
 
 #[tokio::test]
 async fn what_is_too_old_serves_nobody() {
-    let (house, hooked) = hooked::house(|config| config.registry.max_staleness = seconds(2)).await;
+    let (house, hooked) = hooked::house(|config| config.registry.max_staleness = seconds(4)).await;
     let credentials = house.add_device("press-7").await;
     let mut device = Device::prove(&house, &credentials).await;
     hooked.fail_changes.store(true, Ordering::SeqCst);
