@@ -7,6 +7,7 @@ mod records;
 pub(crate) mod sessions;
 mod sight;
 mod upkeep;
+mod witness;
 
 pub(crate) use records::Source;
 pub(crate) use sight::Sight;
@@ -233,6 +234,7 @@ pub async fn serve(
     parts.spawn(confirm::run(Arc::clone(&gateway), follower.effects(), stop.clone()));
     parts.spawn(follower.run(stop.clone()));
     parts.spawn(ends(upkeep::run(Arc::clone(&gateway), stop.clone())));
+    parts.spawn(ends(witness::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(accept::run(Arc::clone(&gateway), listener, stop.clone())));
     gateway.ready.send_replace(true);
 

@@ -13,3 +13,4 @@ mod storage;
 mod subscriptions;
 mod tls;
 mod upgrade;
+mod witness;
