@@ -145,7 +145,7 @@ impl Gateway {
             cache,
             sight: Arc::new(Sight::new(config.registry.max_staleness.0)),
             registry,
-            granter: Granter { master, limits, policies: Mutex::new(HashMap::new()) },
+            granter: Granter { master, limits, rules: Mutex::new(HashMap::new()) },
             tls: ArcSwap::new(tls),
             sessions: Sessions::default(),
             routes: Arc::new(Routes::default()),

@@ -9,7 +9,7 @@ use doorward_pki::seal::MasterKey;
 use doorward_proto::close::Close;
 use doorward_proto::ids::{FleetId, KeyVersion};
 use doorward_proto::key::{Key, Keyring};
-use doorward_proto::limits::Limits;
+use doorward_proto::limits::{FleetLimits, Limits};
 use doorward_proto::policy::Policy;
 use doorward_proto::session::Grant;
 use doorward_proto::time::NumericDate;
@@ -189,15 +189,21 @@ fn date(time: time::OffsetDateTime) -> String {
     time.format(&time::format_description::well_known::Rfc3339).unwrap_or_else(|_| time.to_string())
 }
 
-/// A policy beside the text that it was read from.
-type ReadPolicy = (Arc<str>, Arc<Policy>);
+/// What a fleet allows, beside the texts that it was read from.
+#[derive(Clone)]
+pub(crate) struct Rules {
+    texts: [Arc<str>; 2],
+    policy: Arc<Policy>,
+    limits: Limits,
+}
 
-/// Turns records into what sessions work with. Policies are read once and shared.
+/// Turns records into what sessions work with. A fleet's rules are read once and shared.
 pub(crate) struct Granter {
     pub(crate) master: MasterKey,
+    /// The gateway's own.
     pub(crate) limits: Limits,
     /// One for each fleet that was seen: bounded by the registry's fleets.
-    pub(crate) policies: Mutex<HashMap<FleetId, ReadPolicy>>,
+    pub(crate) rules: Mutex<HashMap<FleetId, Rules>>,
 }
 
 impl Granter {
@@ -231,30 +237,48 @@ impl Granter {
             };
             return Err(Denied::new(Problem::KeyUnknown, detail));
         };
+        let Rules { policy, limits, .. } = self.rules(record)?;
         Ok(Grant {
             device: record.device.clone(),
             fleet: record.fleet.clone(),
             keyring,
             signer,
-            policy: self.policy(record)?,
-            limits: self.limits,
+            policy,
+            limits,
             certificate_expires: clock::numeric(record.certificate.not_after),
             grace_ends: record.certificate.valid_until.map(clock::numeric),
         })
     }
 
-    fn policy(&self, record: &Record) -> Result<Arc<Policy>, Denied> {
-        let mut policies = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((text, policy)) = policies.get(&record.fleet)
-            && *text == record.policy
+    fn rules(&self, record: &Record) -> Result<Rules, Denied> {
+        let mut known = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let texts = [&record.policy, &record.limits];
+        if let Some(rules) = known.get(&record.fleet)
+            && rules.texts.iter().eq(texts)
         {
-            return Ok(Arc::clone(policy));
+            return Ok(rules.clone());
         }
-        let policy = Policy::parse(&record.policy).map(Arc::new).map_err(|error| {
-            tracing::error!(fleet = %record.fleet, %error, "a fleet's policy cannot be read; mend it with 'doorward fleet policy'");
-            Denied::new(Problem::Unavailable, "the gateway cannot read this fleet's policy; its log says why")
+        let fleet = &record.fleet;
+        let unreadable = |what: &str| {
+            Denied::new(
+                Problem::Unavailable,
+                format!("the gateway cannot read this fleet's {what}; its log says why"),
+            )
+        };
+        let policy = Policy::parse(&record.policy).map_err(|error| {
+            tracing::error!(%fleet, %error, "a fleet's policy cannot be read; mend it with 'doorward fleet policy'");
+            unreadable("policy")
         })?;
-        policies.insert(record.fleet.clone(), (Arc::clone(&record.policy), Arc::clone(&policy)));
-        Ok(policy)
+        let limits = FleetLimits::parse(&record.limits).map_err(|error| {
+            tracing::error!(%fleet, %error, "a fleet's limits cannot be read; mend them with 'doorward fleet limits'");
+            unreadable("limits")
+        })?;
+        let rules = Rules {
+            texts: texts.map(Arc::clone),
+            policy: Arc::new(policy),
+            limits: limits.over(self.limits),
+        };
+        known.insert(fleet.clone(), rules.clone());
+        Ok(rules)
     }
 }

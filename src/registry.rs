@@ -171,6 +171,8 @@ pub struct Fleet {
     pub id: FleetId,
     /// Its policy, as its JSON text.
     pub policy: String,
+    /// Its limits, as their JSON text.
+    pub limits: String,
     /// How many devices belong to it, by status: active, suspended, revoked.
     pub devices: [u64; 3],
     /// When it was made.
@@ -379,6 +381,8 @@ pub trait Registry: Send + Sync + 'static {
     async fn fleet(&self, id: &FleetId) -> Result<Option<Fleet>>;
     /// Sets a fleet's policy, which the caller has checked.
     async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Acted>;
+    /// Sets a fleet's limits, which the caller has checked.
+    async fn set_limits(&self, id: &FleetId, limits: &str) -> Result<Acted>;
 
     /// Adds devices: all of them or none. [`RegistryError::Exists`] names the first that exists.
     async fn add_devices(&self, devices: &[NewDevice]) -> Result<()>;

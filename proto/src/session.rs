@@ -239,7 +239,7 @@ impl Session {
             return;
         }
         let was = std::mem::replace(&mut self.grant, grant);
-        self.bucket.set(self.grant.limits.rate);
+        self.bucket.set(self.grant.limits.rate, now.monotonic);
         self.untold.get_or_insert_with(|| Box::new(was));
         self.tell_changes(now);
         self.drop_denied_subscriptions(now);

@@ -1,9 +1,11 @@
-//! `fleet …`: groups of devices that share a policy.
+//! `fleet …`: groups of devices that share a policy and limits.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::Subcommand;
 use doorward_proto::ids::FleetId;
+use doorward_proto::limits::FleetLimits;
 use doorward_proto::policy::{self, Policy};
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -11,7 +13,7 @@ use serde_json::value::RawValue;
 use super::failure::{Failure, Outcome};
 use super::receipt::{self, Wait};
 use super::{Shared, output};
-use crate::registry::{self, Done};
+use crate::registry::{self, Done, Registry};
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Fleet {
@@ -45,6 +47,51 @@ pub(super) enum Fleet {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Set a fleet's limits; live sessions follow them. Without an option, show them
+    #[command(after_help = "Example:\n  doorward fleet limits presses --rate 5 --burst 50\n\n\
+        'default' gives a limit back to the gateway's configuration.")]
+    Limits {
+        /// Its id
+        id: FleetId,
+        /// Messages a second of one device
+        #[arg(long, value_name = "N")]
+        rate: Option<Limit<u32>>,
+        /// Messages of one device at once
+        #[arg(long, value_name = "N")]
+        burst: Option<Limit<u32>>,
+        /// The longest message in bytes; no more than the gateway's limits.message_bytes
+        #[arg(long, value_name = "N")]
+        message_bytes: Option<Limit<usize>>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+/// A number, or the gateway's own.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Limit<T> {
+    Default,
+    Is(T),
+}
+
+impl<T: FromStr> FromStr for Limit<T> {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "default" => Ok(Self::Default),
+            number => number.parse().map(Self::Is).map_err(|_| "a number is needed, or 'default'".to_owned()),
+        }
+    }
+}
+
+impl<T: Copy> Limit<T> {
+    fn set(this: Option<Self>, to: &mut Option<T>) {
+        match this {
+            None => {}
+            Some(Self::Default) => *to = None,
+            Some(Self::Is(value)) => *to = Some(value),
+        }
+    }
 }
 
 impl Fleet {
@@ -67,6 +114,24 @@ impl Fleet {
                 let changed = acted.done == Done::Changed;
                 let words = if changed { "follows its new policy" } else { "has this policy already" };
                 let json = shared.json.then(|| json!({ "fleet": id, "changed": changed }));
+                receipt::finish(&*registry, &acted, None, wait, &format!("fleet '{id}' {words}"), json).await
+            }
+            Self::Limits { id, rate, burst, message_bytes, wait } => {
+                let registry = shared.registry().await?;
+                let fleet = find(&*registry, id).await?;
+                // What cannot be read is set anew.
+                let mut limits = FleetLimits::parse(&fleet.limits).unwrap_or_default();
+                Limit::set(*rate, &mut limits.rate_per_second);
+                Limit::set(*burst, &mut limits.rate_burst);
+                Limit::set(*message_bytes, &mut limits.message_bytes);
+                if rate.is_none() && burst.is_none() && message_bytes.is_none() {
+                    return show_limits(shared, &fleet);
+                }
+                limits.check().map_err(|error| Failure::usage(error.to_string()))?;
+                let acted = registry.set_limits(id, &serde_json::to_string(&limits)?).await?;
+                let changed = acted.done == Done::Changed;
+                let words = if changed { "follows its new limits" } else { "has these limits already" };
+                let json = shared.json.then(|| json!({ "fleet": id, "changed": changed, "limits": limits }));
                 receipt::finish(&*registry, &acted, None, wait, &format!("fleet '{id}' {words}"), json).await
             }
         }
@@ -108,19 +173,53 @@ async fn list(shared: &Shared) -> Outcome {
     output::print_table(&table, "there is no fleet")
 }
 
+async fn find(registry: &dyn Registry, id: &FleetId) -> Result<registry::Fleet, Failure> {
+    registry.fleet(id).await?.ok_or_else(|| {
+        Failure::missing(format!("there is no fleet '{id}'"))
+            .next("'doorward fleet list' shows those that there are")
+    })
+}
+
+fn show_limits(shared: &Shared, fleet: &registry::Fleet) -> Outcome {
+    if shared.json {
+        let limits: &RawValue = serde_json::from_str(&fleet.limits)?;
+        return output::json(&json!({ "fleet": fleet.id, "limits": limits }));
+    }
+    output::print(&limits_in_words(&fleet.limits))
+}
+
+/// What is not named is as each gateway's configuration says.
+fn limits_in_words(text: &str) -> String {
+    match FleetLimits::parse(text) {
+        Ok(limits) if limits == FleetLimits::default() => "as each gateway is configured".to_owned(),
+        Ok(FleetLimits { rate_per_second, rate_burst, message_bytes }) => {
+            let say = |what: &str, value: Option<u64>| value.map(|value| format!("{what} {value}"));
+            let bytes = message_bytes.map(|bytes| bytes as u64);
+            [
+                say("rate", rate_per_second.map(u64::from)),
+                say("burst", rate_burst.map(u64::from)),
+                say("message bytes", bytes),
+            ]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(", ")
+        }
+        Err(error) => format!("unreadable: {error}"),
+    }
+}
+
 async fn show(shared: &Shared, id: &FleetId) -> Outcome {
-    let Some(fleet) = shared.registry().await?.fleet(id).await? else {
-        return Err(Failure::missing(format!("there is no fleet '{id}'"))
-            .next("'doorward fleet list' shows those that there are"));
-    };
+    let fleet = find(&*shared.registry().await?, id).await?;
     if shared.json {
         return output::json(&as_json(&fleet)?);
     }
     let [active, suspended, revoked] = fleet.devices;
     let policy: serde_json::Value = serde_json::from_str(&fleet.policy)?;
     output::print(&format!(
-        "fleet    {id}\ncreated  {}\ndevices  {active} active, {suspended} suspended, {revoked} revoked\npolicy   {}",
+        "fleet    {id}\ncreated  {}\ndevices  {active} active, {suspended} suspended, {revoked} revoked\nlimits   {}\npolicy   {}",
         output::time(fleet.created),
+        limits_in_words(&fleet.limits),
         serde_json::to_string_pretty(&policy)?.replace('\n', "\n         ")
     ))
 }
@@ -128,10 +227,12 @@ async fn show(shared: &Shared, id: &FleetId) -> Outcome {
 fn as_json(fleet: &registry::Fleet) -> Result<serde_json::Value, serde_json::Error> {
     let [active, suspended, revoked] = fleet.devices;
     let policy: &RawValue = serde_json::from_str(&fleet.policy)?;
+    let limits: &RawValue = serde_json::from_str(&fleet.limits)?;
     Ok(json!({
         "fleet": fleet.id,
         "created": output::time(fleet.created),
         "devices": { "active": active, "suspended": suspended, "revoked": revoked },
         "policy": policy,
+        "limits": limits,
     }))
 }

@@ -113,6 +113,8 @@ pub struct Record {
     pub keys: Vec<SealedKey>,
     /// The fleet's policy, as its JSON text.
     pub policy: Arc<str>,
+    /// The fleet's limits, as their JSON text.
+    pub limits: Arc<str>,
 }
 
 impl Record {

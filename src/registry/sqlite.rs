@@ -225,7 +225,12 @@ impl Registry for Sqlite {
 
     async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Acted> {
         let phase = Phase::default();
-        phase.within(OPERATOR_DEADLINE, fleets::set_policy(self, &phase, id, policy)).await
+        phase.within(OPERATOR_DEADLINE, fleets::set(self, &phase, id, fleets::Part::Policy, policy)).await
+    }
+
+    async fn set_limits(&self, id: &FleetId, limits: &str) -> Result<Acted> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, fleets::set(self, &phase, id, fleets::Part::Limits, limits)).await
     }
 
     async fn add_devices(&self, devices: &[NewDevice]) -> Result<()> {

@@ -18,6 +18,7 @@ pub(super) struct Entry {
     /// JSON, without what stands beside it.
     pub(super) rest: String,
     pub(super) policy: Arc<str>,
+    pub(super) limits: Arc<str>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -75,6 +76,7 @@ impl Entry {
             // Never fails: strings and numbers. Were it to, an empty text is no record.
             rest: serde_json::to_string(&rest).unwrap_or_default(),
             policy: Arc::clone(&record.policy),
+            limits: Arc::clone(&record.limits),
         }
     }
 
@@ -98,6 +100,7 @@ impl Entry {
             },
             keys: keys.collect::<Option<_>>()?,
             policy: Arc::clone(&self.policy),
+            limits: Arc::clone(&self.limits),
         })
     }
 }

@@ -1,5 +1,6 @@
 //! The copy's SQLite file.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -29,7 +30,7 @@ const LAYOUT: &str = "
     ) STRICT;
     CREATE INDEX records_device ON records (device);
     CREATE INDEX records_fleet ON records (fleet);
-    CREATE TABLE policies (fleet TEXT PRIMARY KEY, policy TEXT NOT NULL) STRICT;
+    CREATE TABLE fleets (fleet TEXT PRIMARY KEY, policy TEXT NOT NULL, limits TEXT NOT NULL) STRICT;
     CREATE TABLE known (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         registry TEXT NOT NULL,
@@ -107,7 +108,7 @@ impl File {
 
     pub(super) async fn find(&mut self, certificate: &Fingerprint) -> Result<Option<Entry>, sqlx::Error> {
         let row = sqlx::query(
-            "SELECT r.device, r.fleet, r.rest, p.policy FROM records r JOIN policies p ON p.fleet = r.fleet
+            "SELECT r.device, r.fleet, r.rest, f.policy, f.limits FROM records r JOIN fleets f ON f.fleet = r.fleet
              WHERE r.fingerprint = ?1",
         )
         .bind(certificate.to_string())
@@ -119,8 +120,14 @@ impl File {
             FleetId::new(row.try_get::<&str, _>("fleet")?),
         );
         let (Ok(device), Ok(fleet)) = ids else { return Ok(None) };
-        let (rest, policy) = (row.try_get("rest")?, Arc::from(row.try_get::<&str, _>("policy")?));
-        Ok(Some(Entry { device, fleet, rest, policy }))
+        let text = |column| row.try_get::<&str, _>(column).map(Arc::from);
+        Ok(Some(Entry {
+            device,
+            fleet,
+            rest: row.try_get("rest")?,
+            policy: text("policy")?,
+            limits: text("limits")?,
+        }))
     }
 
     pub(super) async fn write(&mut self, news: &News, known: Option<&Known>) -> Result<(), sqlx::Error> {
@@ -148,7 +155,7 @@ impl File {
 
 async fn forget(connection: &mut SqliteConnection, forgotten: &Forgotten) -> Result<(), sqlx::Error> {
     if forgotten.all {
-        sqlx::raw_sql("DELETE FROM records; DELETE FROM policies").execute(connection).await?;
+        sqlx::raw_sql("DELETE FROM records; DELETE FROM fleets").execute(connection).await?;
         return Ok(());
     }
     if !forgotten.devices.is_empty() {
@@ -162,7 +169,7 @@ async fn forget(connection: &mut SqliteConnection, forgotten: &Forgotten) -> Res
         let fleets: Vec<&str> = forgotten.fleets.iter().map(FleetId::as_str).collect();
         for table in [
             "DELETE FROM records WHERE fleet IN (SELECT value FROM json_each(?1))",
-            "DELETE FROM policies WHERE fleet IN (SELECT value FROM json_each(?1))",
+            "DELETE FROM fleets WHERE fleet IN (SELECT value FROM json_each(?1))",
         ] {
             sqlx::query(table).bind(json!(fleets)).execute(&mut *connection).await?;
         }
@@ -186,15 +193,16 @@ async fn add(connection: &mut SqliteConnection, news: &News) -> Result<(), sqlx:
     .bind(json!(records))
     .execute(&mut *connection)
     .await?;
-    let policies: std::collections::HashMap<_, _> =
-        news.records.values().map(|entry| (&entry.fleet, &entry.policy)).collect();
-    for (fleet, policy) in policies {
+    let fleets: HashMap<_, _> = news.records.values().map(|entry| (&entry.fleet, entry)).collect();
+    for (fleet, entry) in fleets {
         sqlx::query(
-            "INSERT INTO policies (fleet, policy) VALUES (?1, ?2)
-             ON CONFLICT (fleet) DO UPDATE SET policy = excluded.policy WHERE policy <> excluded.policy",
+            "INSERT INTO fleets (fleet, policy, limits) VALUES (?1, ?2, ?3)
+             ON CONFLICT (fleet) DO UPDATE SET policy = excluded.policy, limits = excluded.limits
+             WHERE policy <> excluded.policy OR limits <> excluded.limits",
         )
         .bind(fleet.as_str())
-        .bind(&**policy)
+        .bind(&*entry.policy)
+        .bind(&*entry.limits)
         .execute(&mut *connection)
         .await?;
     }

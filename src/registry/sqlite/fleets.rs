@@ -25,7 +25,7 @@ pub(super) async fn add(registry: &Sqlite, phase: &Phase, id: &FleetId, policy: 
 pub(super) async fn read(registry: &Sqlite, id: Option<&FleetId>) -> Result<Vec<Fleet>> {
     let mut connection = registry.reader().await?;
     let found = sqlx::query(
-        "SELECT f.id, f.policy, f.created,
+        "SELECT f.id, f.policy, f.limits, f.created,
                 count(*) FILTER (WHERE d.status = 'active') AS active,
                 count(*) FILTER (WHERE d.status = 'suspended') AS suspended,
                 count(*) FILTER (WHERE d.status = 'revoked') AS revoked
@@ -41,6 +41,7 @@ pub(super) async fn read(registry: &Sqlite, id: Option<&FleetId>) -> Result<Vec<
         Ok(Fleet {
             id: fleet_id(rows::get(row, "id")?)?,
             policy: rows::get(row, "policy")?,
+            limits: rows::get(row, "limits")?,
             devices: [
                 count(rows::get(row, "active")?),
                 count(rows::get(row, "suspended")?),
@@ -52,29 +53,45 @@ pub(super) async fn read(registry: &Sqlite, id: Option<&FleetId>) -> Result<Vec<
     found.iter().map(fleet).collect()
 }
 
-pub(super) async fn set_policy(
+/// A text of a fleet's row.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part {
+    Policy,
+    Limits,
+}
+
+pub(super) async fn set(
     registry: &Sqlite,
     phase: &Phase,
     id: &FleetId,
-    policy: &str,
+    part: Part,
+    text: &str,
 ) -> Result<Acted> {
+    let (read, write) = match part {
+        Part::Policy => {
+            ("SELECT policy FROM fleets WHERE id = ?1", "UPDATE fleets SET policy = ?2 WHERE id = ?1")
+        }
+        Part::Limits => {
+            ("SELECT limits FROM fleets WHERE id = ?1", "UPDATE fleets SET limits = ?2 WHERE id = ?1")
+        }
+    };
     let mut transaction = audit::begin(registry).await?;
-    let before: Option<String> = sqlx::query_scalar("SELECT policy FROM fleets WHERE id = ?1")
+    let before: Option<String> = sqlx::query_scalar(read)
         .bind(id.as_str())
         .fetch_optional(&mut *transaction)
         .await
         .map_err(error::read)?;
     let done = match before {
         None => return Err(RegistryError::NotFound { kind: "fleet", id: id.to_string() }),
-        Some(before) if before == policy => {
+        Some(before) if before == text => {
             // Said again, so that the receipt is of now.
             feed::note(&mut transaction, "fleet", id.as_str()).await?;
             Done::Already
         }
         Some(_) => {
-            sqlx::query("UPDATE fleets SET policy = ?2 WHERE id = ?1")
+            sqlx::query(write)
                 .bind(id.as_str())
-                .bind(policy)
+                .bind(text)
                 .execute(&mut *transaction)
                 .await
                 .map_err(error::read)?;

@@ -37,7 +37,35 @@ async fn a_fleet_and_its_policy(_: Database, desk: Desk) {
     assert!(desk.run("fleet show presses").done().out.contains("1 active, 0 suspended, 1 revoked"));
 }
 
-on_both!(a_fleet_and_its_policy);
+async fn a_fleets_limits(_: Database, desk: Desk) {
+    let set = |words: &str| desk.run(&format!("fleet limits default {words} --json"));
+    assert_eq!(set("").json(), json!({ "fleet": "default", "limits": {} }));
+    assert!(desk.run("fleet limits default").done().out.contains("as each gateway is configured"));
+    let limits = json!({ "rate_per_second": 5, "rate_burst": 50 });
+    assert_eq!(
+        without_receipt(set("--rate 5 --burst 50").json()),
+        json!({ "fleet": "default", "changed": true, "limits": limits })
+    );
+    assert_eq!(without_receipt(set("--rate 5").json())["changed"], false);
+    assert_eq!(
+        without_receipt(set("--burst default --message-bytes 2048").json())["limits"],
+        json!({ "rate_per_second": 5, "message_bytes": 2048 })
+    );
+    assert!(desk.run("fleet show default").done().out.contains("limits   rate 5, message bytes 2048"));
+    assert_eq!(desk.run("fleet show default --json").json()["limits"]["rate_per_second"], 5);
+    let audit = desk.run("audit list --json").json();
+    let acts: Vec<_> =
+        audit.as_array().unwrap().iter().filter(|row| row["action"] == "fleet.limits").collect();
+    assert_eq!(acts.len(), 2, "{audit}");
+
+    set("--rate 0").fails(2, &["rate_per_second is 0", "1 to 1000000"]);
+    set("--rate fast").fails(2, &["a number is needed, or 'default'"]);
+    set("--message-bytes 10").fails(2, &["message_bytes is 10"]);
+    desk.run("fleet limits none --rate 1").fails(3, &["there is no fleet 'none'"]);
+    assert_eq!(set("").json()["limits"], json!({ "rate_per_second": 5, "message_bytes": 2048 }));
+}
+
+on_both!(a_fleet_and_its_policy, a_fleets_limits);
 
 #[test]
 fn a_broken_policy_is_refused_and_the_old_one_stands() {

@@ -82,6 +82,74 @@ async fn a_new_policy_holds_for_live_sessions_on_postgres() {
     a_new_policy_holds_for_live_sessions(Database::postgres().await).await;
 }
 
+async fn new_limits_hold_for_live_sessions(db: Database) {
+    let house = House::on(db, |_| {}).await;
+    let fleet = "default".parse().unwrap();
+    let mut device = Device::prove(&house, &house.add_device("press-7").await).await;
+    let set = async |limits: &str| house.db.registry.set_limits(&fleet, limits).await.unwrap();
+    // Narrower: one a minute or so, and it is told.
+    set(r#"{"rate_per_second":1,"rate_burst":1}"#).await;
+    let told = device.expect("limits").await;
+    assert_eq!(told["rate"], json!({ "per_second": 1, "burst": 1 }));
+    assert_eq!(told.get("max_message_bytes"), None, "what has not changed is not said");
+    let all = (0..3).map(|n| device.to_publish(&format!("m{n}"), json!(n))).collect();
+    device.say_at_once(all).await;
+    let mut limited = 0;
+    let mut answered = 0;
+    while answered < 3 {
+        let Heard::Message(answer) = device.next().await else { panic!("closed") };
+        if answer["op"] == "reject" {
+            assert_eq!(answer["error"], "rate_limited");
+            limited += 1;
+            answered += 1;
+        } else {
+            answered += crate::support::device::ranges(&answer).iter().map(|(a, b)| b - a + 1).sum::<u64>();
+        }
+    }
+    assert!(limited >= 1, "three at once are more than one a second");
+    // Wider again, in another way narrower.
+    set(r#"{"rate_per_second":1000,"message_bytes":1024}"#).await;
+    let told = device.expect("limits").await;
+    assert_eq!(told["rate"], json!({ "per_second": 1000, "burst": 1000 }));
+    assert_eq!(told["max_message_bytes"], 1024);
+    let all = (0..500).map(|n| device.to_publish(&format!("n{n}"), json!(n))).collect();
+    device.say_at_once(all).await;
+    let mut acked = 0;
+    while acked < 500 {
+        acked += crate::support::device::ranges(&device.expect("ack").await)
+            .iter()
+            .map(|(a, b)| b - a + 1)
+            .sum::<u64>();
+    }
+    device.publish("long", json!("x".repeat(2000))).await;
+    assert_eq!(device.until_closed().await.0, Some(1009));
+    // Nobody can widen what the gateway's buffers are made for.
+    set(r#"{"message_bytes":16777216}"#).await;
+    let other = house.add_device("press-8").await;
+    eventually("the gateway's own limit", async || {
+        let mut device = Device::upgrade(&house, &other, UPGRADE).await;
+        device.expect("welcome").await["max_message_bytes"] == 65536
+    })
+    .await;
+    // What cannot be read lets nobody in, and ends nobody else's session for good.
+    house.db.execute(r#"UPDATE fleets SET limits = '{"speed":1}'"#).await.unwrap();
+    eventually("refused", async || {
+        let answer = request(&house, &other, &UPGRADE.replace("/v1/device", "/v1/device?key=1")).await;
+        answer.is_ok_and(|answer| problem_of(&answer) == "unavailable")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn new_limits_hold_for_live_sessions_on_sqlite() {
+    new_limits_hold_for_live_sessions(Database::sqlite().await).await;
+}
+
+#[tokio::test]
+async fn new_limits_hold_for_live_sessions_on_postgres() {
+    new_limits_hold_for_live_sessions(Database::postgres().await).await;
+}
+
 #[tokio::test]
 async fn a_device_that_moves_to_another_fleet_follows_that_fleets_policy() {
     let house = House::start().await;

@@ -210,6 +210,9 @@ impl Registry for Hooked {
     async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Acted> {
         self.asked()?.set_policy(id, policy).await
     }
+    async fn set_limits(&self, id: &FleetId, limits: &str) -> Result<Acted> {
+        self.asked()?.set_limits(id, limits).await
+    }
     async fn add_devices(&self, devices: &[NewDevice]) -> Result<()> {
         self.asked()?.add_devices(devices).await
     }
