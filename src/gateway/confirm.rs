@@ -1,12 +1,13 @@
 //! Tells the registry what has taken effect, beside the follower: whoever is slow to leave, and a disk that is slow to
 //! write, keep a confirmation waiting and never the next revocation.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use doorward_proto::time::Moment;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use super::Gateway;
 use super::sessions::Handle;
@@ -15,8 +16,6 @@ use crate::registry::{Applied, Position, RegistryError};
 
 /// A confirmation waits this long for the sessions that end. They process nothing more either way.
 const GONE_WITHIN: Duration = Duration::from_secs(1);
-/// Between tries of a report that failed.
-const RETRY: Duration = Duration::from_millis(500);
 /// How often new records are written into the copy, and how often it is noted until when everything was known: each time
 /// costs the disk a write.
 const KEEP_NEWS_EVERY: Duration = Duration::from_secs(1);
@@ -37,36 +36,51 @@ pub(super) struct Effect {
 /// The newest effect that has not been confirmed; an older one that is still waiting is part of it.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
-    newest: Mutex<Option<Effect>>,
+    state: Mutex<Waiting>,
     news: Notify,
 }
 
+#[derive(Debug, Default)]
+struct Waiting {
+    newest: Option<Effect>,
+    /// What could not be confirmed: sessions, and whether it was to be reported. It goes with the next effect. By itself it
+    /// is not tried again: the database that answers next may be another than the one that it speaks of (a failover to an
+    /// older copy), and would be told of changes that it has never had.
+    owed: Option<(Vec<Arc<Handle>>, bool)>,
+}
+
 impl Effects {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Each change leaves it whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn put(&self, mut effect: Effect) {
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(older) = newest.take() {
-            effect.ended.extend(older.ended);
-            effect.due |= older.due;
+        let mut state = self.lock();
+        let older = state.newest.take().map(|older| (older.ended, older.due));
+        for (ended, due) in older.into_iter().chain(state.owed.take()) {
+            effect.ended.extend(ended);
+            effect.due |= due;
         }
-        *newest = Some(effect);
-        drop(newest);
+        state.newest = Some(effect);
+        drop(state);
         self.news.notify_one();
     }
 
-    /// Gives back what could not be confirmed; what has come since includes it.
-    fn put_back(&self, effect: Effect) {
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *newest {
-            Some(newer) => {
-                newer.ended.extend(effect.ended);
-                newer.due |= effect.due;
-            }
-            none => *none = Some(effect),
-        }
+    /// Whether something waits for the next look.
+    pub(super) fn are_owed(&self) -> bool {
+        self.lock().owed.is_some()
+    }
+
+    fn owe(&self, effect: Effect) {
+        let mut state = self.lock();
+        let (ended, due) = state.owed.get_or_insert_default();
+        ended.extend(effect.ended);
+        *due |= effect.due;
     }
 
     fn take(&self) -> Option<Effect> {
-        self.newest.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.lock().newest.take()
     }
 }
 
@@ -89,25 +103,19 @@ pub(super) async fn run(
             () = confirmer.effects.news.notified() => {}
             () = stop.cancelled() => return confirmer.finish().await,
         }
-        while let Some(effect) = confirmer.effects.take() {
-            let confirmed = tokio::select! {
-                confirmed = confirmer.confirm(&effect) => confirmed,
-                () = stop.cancelled() => {
-                    confirmer.effects.put_back(effect);
-                    return confirmer.finish().await;
-                }
-            };
-            match confirmed {
-                Ok(true) => {}
-                Err(error @ RegistryError::Refused(_)) => return Err(error),
+        let Some(effect) = confirmer.effects.take() else { continue };
+        let confirmed = tokio::select! {
+            confirmed = confirmer.confirm(&effect) => confirmed,
+            () = stop.cancelled() => return confirmer.finish().await,
+        };
+        match confirmed {
+            Ok(true) => {}
+            Err(error @ RegistryError::Refused(_)) => return Err(error),
+            Ok(false) => confirmer.effects.owe(effect),
+            Err(error) => {
                 // The follower says so where the registry is away.
-                Ok(false) | Err(_) => {
-                    confirmer.effects.put_back(effect);
-                    tokio::select! {
-                        () = tokio::time::sleep(RETRY) => {}
-                        () = stop.cancelled() => return confirmer.finish().await,
-                    }
-                }
+                debug!(%error, "what has taken effect could not be confirmed; the next look tries again");
+                confirmer.effects.owe(effect);
             }
         }
     }

@@ -232,7 +232,7 @@ impl Follower {
         if self.due {
             self.reported = Some(began.monotonic);
         }
-        if self.due || gateway.cache.has_news() {
+        if self.due || self.effects.are_owed() || gateway.cache.has_news() {
             let ended = std::mem::take(&mut self.ended);
             let due = std::mem::take(&mut self.due);
             let effect = Effect { position, applied: news.applied, began, ended, due };

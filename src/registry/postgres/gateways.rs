@@ -37,7 +37,10 @@ pub(super) async fn report(
 ) -> Result<bool> {
     let mut connection = registry.gateway().await?;
     let found = sqlx::query(
-        "UPDATE gateways SET heartbeat = clock_timestamp(), applied = $3::text::pg_snapshot
+        // A snapshot from ahead of this server's is another server's, before a failover: it says nothing of what commits here.
+        "UPDATE gateways SET heartbeat = clock_timestamp(),
+             applied = CASE WHEN pg_snapshot_xmax($3::text::pg_snapshot) <= pg_snapshot_xmax(pg_current_snapshot())
+                 THEN $3::text::pg_snapshot ELSE applied END
          WHERE name = $1 AND instance = $2 AND signed_off IS NULL",
     )
     .bind(name)

@@ -43,7 +43,9 @@ pub(super) async fn report(
     let applied: i64 = applied.0.parse().map_err(|error| unreadable(&error))?;
     let mut transaction = registry.begin().await?;
     let found = sqlx::query(
-        "UPDATE gateways SET heartbeat = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), applied = ?3
+        // A position that the feed has not reached is of another file, before a restore.
+        "UPDATE gateways SET heartbeat = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'),
+             applied = CASE WHEN ?3 <= coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) THEN ?3 ELSE applied END
          WHERE name = ?1 AND instance = ?2 AND signed_off IS NULL",
     )
     .bind(name)

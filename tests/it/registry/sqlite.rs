@@ -1,8 +1,11 @@
 //! What only SQLite has: a file, one writer, and REPLACE.
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
-use doorward::registry::{Access, Batch, DatabaseUrl, DeviceStatus, RegistryError, connect};
+use doorward::registry::{
+    Access, Act, Batch, DatabaseUrl, DeviceStatus, Enrolment, Position, RegistryError, connect,
+};
 use sqlx::{Connection, SqliteConnection};
 
 use super::{add, certificate_of, connected, device, message};
@@ -89,4 +92,28 @@ async fn a_lock_that_stays_is_an_outage() {
     assert!(db.registry.look_up(&certificate_of("a").fingerprint).await.unwrap().is_some());
     sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
     assert_eq!(db.registry.write(&batch).await.unwrap(), [doorward::registry::Fate::Stored]);
+}
+
+#[tokio::test]
+async fn a_report_from_ahead_of_the_feed_confirms_nothing() {
+    let (later, earlier) = (Database::sqlite().await, Database::sqlite().await);
+    add(&later.registry, &["a", "b", "c"]).await;
+    let gateway = Enrolment {
+        name: "g1".into(),
+        instance: "home.run".to_owned(),
+        version: "1",
+        address: "192.0.2.1:8443".to_owned(),
+        may_serve: Duration::from_secs(3600),
+    };
+    let registry = &earlier.registry;
+    registry.enrol(&gateway).await.unwrap();
+    let ahead = later.registry.read_changes(&mut Position::default()).await.unwrap().applied;
+    assert!(registry.report("g1", "home.run", &ahead).await.unwrap(), "it lives all the same");
+    add(registry, &["a"]).await;
+    let acted = registry.set_status(&device("a"), Act::Revoke, None).await.unwrap();
+    let confirmed = async || registry.gateways(Some(acted.mark)).await.unwrap()[0].confirmed;
+    assert!(!confirmed().await, "what it has applied was applied elsewhere");
+    let applied = registry.read_changes(&mut Position::default()).await.unwrap().applied;
+    assert!(registry.report("g1", "home.run", &applied).await.unwrap());
+    assert!(confirmed().await);
 }
