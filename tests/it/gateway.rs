@@ -13,4 +13,5 @@ mod storage;
 mod subscriptions;
 mod tls;
 mod upgrade;
+mod wire;
 mod witness;

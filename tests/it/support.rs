@@ -5,3 +5,4 @@ pub(crate) mod database;
 pub(crate) mod device;
 pub(crate) mod house;
 pub(crate) mod running;
+pub(crate) mod wire;

@@ -4,58 +4,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use doorward::clock;
-use doorward::registry::{Access, DatabaseUrl, connect};
 use serde_json::json;
 use sqlx::Connection as _;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 
 use super::hooked::{self, Failure};
-use crate::support::database::Database;
 use crate::support::device::{Device, Heard, problem_of, ranges, refused};
 use crate::support::house::{House, eventually, log, seconds};
-
-/// The way to a Postgres server, which a test can cut: for the gateway the server is then down.
-struct Wire {
-    up: watch::Sender<bool>,
-    port: u16,
-}
-
-impl Wire {
-    async fn to(server: u16) -> Self {
-        let up = watch::Sender::new(true);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let mut state = up.subscribe();
-        tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let mut down = state.clone();
-                if !*state.borrow_and_update() {
-                    continue;
-                }
-                tokio::spawn(async move {
-                    let mut far = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                        _ = down.wait_for(|up| !up) => {}
-                    }
-                });
-            }
-        });
-        Self { up, port }
-    }
-}
-
-async fn postgres_by_wire(edit: impl FnOnce(&mut doorward::config::Config)) -> (House, Wire) {
-    let db = Database::postgres().await;
-    let url = db.url_as("gateway").to_string();
-    let (front, name) = url.rsplit_once('/').unwrap();
-    let (front, port) = front.rsplit_once(':').unwrap();
-    let wire = Wire::to(port.parse().unwrap()).await;
-    let url = DatabaseUrl::parse(&format!("{front}:{}/{name}", wire.port)).unwrap();
-    let registry = connect(&url, Access::Existing).unwrap();
-    (House::behind(db, registry, edit).await, wire)
-}
+use crate::support::wire;
 
 /// A publish is refused as unavailable; how long that took.
 async fn publish_in_vain(device: &mut Device, id: &str) -> Duration {
@@ -69,7 +24,7 @@ async fn publish_in_vain(device: &mut Device, id: &str) -> Duration {
 
 #[tokio::test]
 async fn a_postgres_that_goes_away_and_comes_back() {
-    let (house, wire) = postgres_by_wire(|config| {
+    let (house, wire) = wire::house(|config| {
         config.session.heartbeat = seconds(1);
         config.session.max_skew = seconds(20);
     })
@@ -80,7 +35,7 @@ async fn a_postgres_that_goes_away_and_comes_back() {
     let seq = device.publish("m1", json!(1)).await;
     device.acked(seq).await;
 
-    wire.up.send_replace(false);
+    wire.cut();
     let took = publish_in_vain(&mut device, "m2").await;
     assert!(took < Duration::from_secs(5), "a quarter of max_skew, and it took {took:?}");
     let answer = refused(&house, &newcomer).await;
@@ -92,7 +47,7 @@ async fn a_postgres_that_goes_away_and_comes_back() {
 
     // A device revoked meanwhile is cut when the gateway hears of it.
     house.db.execute("UPDATE devices SET status = 'revoked' WHERE id = 'press-8'").await.unwrap();
-    wire.up.send_replace(true);
+    wire.mend();
     eventually("the store is back", async || {
         let seq = device.publish("m2", json!(1)).await;
         match device.next().await {

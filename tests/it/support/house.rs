@@ -43,6 +43,16 @@ pub(crate) async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool)
     .await;
 }
 
+/// The same for what is slow by nature: a connection that says nothing is found out by its heartbeat.
+pub(crate) async fn eventually_late(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let asking = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    assert!(tokio::time::timeout(4 * PATIENCE, asking).await.is_ok(), "did not happen: {what}");
+}
+
 /// Times for a configuration.
 pub(crate) fn seconds(seconds: u64) -> Span {
     Span(Duration::from_secs(seconds))
@@ -147,6 +157,11 @@ impl House {
         let mut config = self.config.clone();
         edit(&mut config);
         std::fs::write(self.home.config(), toml::to_string(&config).unwrap()).unwrap();
+    }
+
+    /// The registry as the gateway has it.
+    pub(crate) fn registry(&self) -> &Arc<dyn Registry> {
+        &self.registry
     }
 
     /// Ends the gateway as SIGTERM does.
