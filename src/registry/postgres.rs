@@ -35,6 +35,9 @@ use super::{
 
 const GATEWAY_CONNECTIONS: u32 = 8;
 const OPERATOR_CONNECTIONS: u32 = 4;
+/// How long a connection may take to be made, or to show that it lives. Less than [`QUERY_DEADLINE`]: so that a pool
+/// learns that its connections hang before its callers give up.
+const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 
 /// A registry in Postgres.
 #[derive(Debug)]
@@ -56,7 +59,7 @@ impl Postgres {
         let pool = |deadline: Duration, connections| {
             PgPoolOptions::new()
                 .max_connections(connections)
-                .acquire_timeout(QUERY_DEADLINE)
+                .acquire_timeout(CONNECT_WITHIN)
                 .connect_lazy_with(session(options, deadline))
         };
         Self {
@@ -102,8 +105,19 @@ struct Held {
 
 impl Held {
     async fn from(pool: &PgPool) -> Result<Self> {
-        let connection = pool.acquire().await.map_err(error::read)?;
-        Ok(Self { connection, sound: false })
+        match pool.acquire().await {
+            Ok(connection) => Ok(Self { connection, sound: false }),
+            Err(failed) => {
+                // One that hangs is seldom alone: a firewall that has forgotten it has forgotten its neighbours. Waiting for
+                // each in its turn would be an outage that goes on when the network is back.
+                if matches!(failed, sqlx::Error::PoolTimedOut) {
+                    while let Some(mut idle) = pool.try_acquire() {
+                        idle.close_on_drop();
+                    }
+                }
+                Err(error::read(failed))
+            }
+        }
     }
 
     fn release(mut self) {

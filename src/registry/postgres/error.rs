@@ -40,7 +40,7 @@ pub(super) fn read(error: sqlx::Error) -> RegistryError {
         E::Io(error) => RegistryError::Unavailable(error.to_string()),
         E::Tls(error) => RegistryError::Unavailable(format!("TLS: {error}")),
         E::PoolTimedOut => {
-            RegistryError::Unavailable("no connection within 5 s; is the database running?".to_owned())
+            RegistryError::Unavailable("no connection within 3 s; is the database running?".to_owned())
         }
         E::PoolClosed | E::WorkerCrashed => RegistryError::Unavailable("the connection is closed".to_owned()),
         E::Protocol(words) => RegistryError::Unavailable(format!("not understood: {words}")),

@@ -118,6 +118,19 @@ async fn a_silent_network_is_an_outage_and_ends_as_one() {
 }
 
 #[tokio::test]
+async fn connections_that_a_firewall_has_forgotten_are_not_used_again() {
+    let mut scene = Scene::set(20).await;
+    scene.wire.lose_all();
+    // All of them hang, and nobody says so. One look that waits for each would take the better part of a minute.
+    scene.revoke().await;
+    scene.thief_is_cut().await;
+    scene.all_is_well().await;
+    // The listener has noticed too, and what comes next wakes the gateway.
+    eventually_late("a new listener", async || log().contains("the registry's notifications come again"))
+        .await;
+}
+
+#[tokio::test]
 async fn a_listener_that_hears_nothing_costs_a_look() {
     let mut scene = Scene::set(20).await;
     scene.wire.silence_listeners();
