@@ -80,7 +80,8 @@ impl Postgres {
     }
 }
 
-/// The server gives up when the caller does: else a statement that waits for a lock would outlive its deadline.
+/// The server gives up when the caller does: else a statement that waits for a lock would outlive its deadline, and a
+/// transaction whose caller is gone without a word would keep its locks from the caller's next try.
 fn session(options: &PgConnectOptions, deadline: Duration) -> PgConnectOptions {
     let statement = deadline.as_millis().to_string();
     let lock = (deadline * 4 / 5).as_millis().to_string();
@@ -92,7 +93,7 @@ fn session(options: &PgConnectOptions, deadline: Duration) -> PgConnectOptions {
         ("search_path", "doorward,pg_temp"),
         ("statement_timeout", statement.as_str()),
         ("lock_timeout", lock.as_str()),
-        ("idle_in_transaction_session_timeout", "60000"),
+        ("idle_in_transaction_session_timeout", statement.as_str()),
     ])
 }
 

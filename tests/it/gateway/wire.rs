@@ -172,6 +172,20 @@ async fn a_network_that_crawls_is_an_outage() {
     scene.all_is_well().await;
 }
 
+/// The server has the transaction and waits for its end; whoever wants the same rows waits for the server.
+#[tokio::test]
+async fn a_commit_that_never_arrives_holds_up_nobody() {
+    let mut scene = Scene::set(60).await;
+    scene.wire.lose_at(Loss::Question("COMMIT"));
+    let seq = scene.honest.publish("m1", json!(1)).await;
+    eventually("the loss", async || scene.wire.has_lost()).await;
+    scene.honest.acked(seq).await;
+    assert_eq!(scene.house.stored_as("m1").await, 1);
+    scene.revoke().await;
+    scene.thief_is_cut().await;
+    scene.all_is_well().await;
+}
+
 #[tokio::test]
 async fn a_commit_whose_answer_is_lost_is_acked_once_and_stored_once() {
     let mut scene = Scene::set(60).await;
