@@ -130,7 +130,12 @@ impl Drop for Held {
     fn drop(&mut self) {
         if !self.sound {
             self.connection.close_on_drop();
+            return;
         }
+        // The driver asks once more whether the connection answers, and would wait for that as long as TCP does: a
+        // quarter of an hour without its place in the pool.
+        let returned = tokio::time::timeout(CONNECT_WITHIN, self.connection.return_to_pool());
+        tokio::spawn(returned);
     }
 }
 

@@ -198,6 +198,24 @@ async fn a_commit_whose_answer_is_lost_is_acked_once_and_stored_once() {
     scene.all_is_well().await;
 }
 
+/// Each connection is tried once more before it goes back to its pool. One that hangs there must not keep its place.
+#[tokio::test]
+async fn connections_that_are_lost_on_their_way_back_are_replaced() {
+    let mut scene = Scene::set(20).await;
+    let fingerprint = doorward_pki::Fingerprint::of(b"nobody's");
+    for _ in 0..POOLED {
+        scene.wire.lose_at(Loss::AfterUse);
+        eventually("the loss", async || {
+            let _ = scene.house.registry().look_up(&fingerprint).await;
+            scene.wire.has_lost()
+        })
+        .await;
+    }
+    scene.revoke().await;
+    scene.thief_is_cut().await;
+    scene.all_is_well().await;
+}
+
 /// Whenever it happens: in the midst of a statement, of a commit, of a look at the feed.
 #[tokio::test]
 async fn a_server_that_restarts_again_and_again_loses_and_doubles_nothing() {
