@@ -300,6 +300,8 @@ pub struct Position {
     pub seen: BTreeSet<(i64, i64)>,
     /// The highest row id that was read: a feed that ends before it runs backwards.
     pub last: i64,
+    /// A row that was read lately, by transaction id and row id: a feed without it is another one. Nothing in SQLite.
+    pub tail: Option<(i64, i64)>,
 }
 
 /// What a look at the feed brought.

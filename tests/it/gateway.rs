@@ -6,6 +6,7 @@ mod caps;
 mod changes;
 mod closing;
 mod drain;
+mod failover;
 mod hooked;
 mod outage;
 mod session;

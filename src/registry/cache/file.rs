@@ -99,8 +99,8 @@ impl File {
         let known_at: i64 = row.try_get("known_at")?;
         let signed_off = row.try_get("signed_off")?;
         let position = position.and_then(|text| serde_json::from_str(&text).ok());
-        Ok(position.map(|(low, seen, last)| Known {
-            position: Position { low, seen, last },
+        Ok(position.map(|(low, seen, last, tail)| Known {
+            position: Position { low, seen, last, tail },
             known_at: NumericDate::since_epoch(Duration::from_millis(u64::try_from(known_at).unwrap_or(0))),
             signed_off,
         }))
@@ -136,9 +136,9 @@ impl File {
         if !news.records.is_empty() {
             add(&mut transaction, news).await?;
         }
-        if let Some(Known { position: Position { low, seen, last }, known_at, signed_off }) = known {
+        if let Some(Known { position: Position { low, seen, last, tail }, known_at, signed_off }) = known {
             sqlx::query("UPDATE known SET position = ?1, known_at = ?2, signed_off = ?3")
-                .bind(json!([low, seen, last]).to_string())
+                .bind(json!([low, seen, last, tail]).to_string())
                 .bind(known_at.as_millis())
                 .bind(signed_off)
                 .execute(&mut *transaction)

@@ -19,8 +19,10 @@ pub(super) async fn end(registry: &Postgres) -> Result<(Position, Applied)> {
              SELECT s::text AS whole, pg_snapshot_xmin(s) AS xmin, pg_snapshot_xmax(s) AS xmax FROM pg_current_snapshot() AS s
          )
          SELECT s.whole, s.xmin::text::bigint AS low, coalesce((SELECT max(id) FROM changes), 0) AS last,
-                c.id, c.xid::text::bigint AS xid
-         FROM snapshot s LEFT JOIN changes c ON c.xid >= s.xmin AND c.xid < s.xmax",
+                tail.id AS tail_id, tail.xid::text::bigint AS tail_xid, c.id, c.xid::text::bigint AS xid
+         FROM snapshot s
+         LEFT JOIN LATERAL (SELECT id, xid FROM changes WHERE xid < s.xmax ORDER BY id DESC LIMIT 1) AS tail ON true
+         LEFT JOIN changes c ON c.xid >= s.xmin AND c.xid < s.xmax",
     )
     .fetch_all(&mut *connection)
     .await
@@ -33,6 +35,8 @@ pub(super) async fn end(registry: &Postgres) -> Result<(Position, Applied)> {
         applied = Applied(rows::get(row, "whole")?);
         position.low = rows::get(row, "low")?;
         position.last = rows::get(row, "last")?;
+        position.tail =
+            rows::get::<Option<i64>>(row, "tail_xid")?.zip(rows::get::<Option<i64>>(row, "tail_id")?);
         if let Some(id) = rows::get::<Option<i64>>(row, "id")? {
             position.seen.insert((rows::get(row, "xid")?, id));
         }
@@ -48,7 +52,9 @@ pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result
     //
     // A gap: xids that run backwards (another server, a standby that missed the end); rows pruned that we may have
     // needed; ids that run backwards (an older state of this database); rows that came after the last one read, but in a
-    // transaction that we knew to be decided (a crash that lost unflushed transactions, whose xids came again).
+    // transaction that we knew to be decided (a crash that lost unflushed transactions, whose xids came again); a row that
+    // we read and that nobody pruned (a standby that missed the end, but whose numbers have passed ours by now: promoted,
+    // it leaves out the ids that its server had in reserve).
     let found = sqlx::query(
         "WITH snapshot AS MATERIALIZED (
              SELECT s::text AS whole, pg_snapshot_xmin(s) AS xmin, pg_snapshot_xmax(s) AS xmax, $1::text::xid8 AS low
@@ -64,7 +70,9 @@ pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result
                 s.xmin < s.low
                     OR EXISTS (SELECT FROM feed WHERE pruned >= s.low AND pruned < s.xmax AND pruned <> '0')
                     OR (SELECT last_value FROM changes_id_seq) < $3
-                    OR EXISTS (SELECT FROM changes c WHERE c.id > $3 AND c.xid < s.low) AS gap,
+                    OR EXISTS (SELECT FROM changes c WHERE c.id > $3 AND c.xid < s.low)
+                    OR (NOT EXISTS (SELECT FROM changes c WHERE c.id = $6 AND c.xid = $5::text::xid8)
+                        AND EXISTS (SELECT FROM feed WHERE pruned < $5::text::xid8)) AS gap,
                 f.id, f.xid::text::bigint AS xid, f.kind, f.subject, f.age
          FROM snapshot s LEFT JOIN fresh f ON true
          ORDER BY f.xid, f.id",
@@ -73,6 +81,8 @@ pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result
     .bind(&seen)
     .bind(position.last)
     .bind(PAGE + 1)
+    .bind(position.tail.map(|(xid, _)| xid.to_string()))
+    .bind(position.tail.map(|(_, id)| id))
     .fetch_all(&mut *connection)
     .await
     .map_err(error::read)?;
@@ -95,6 +105,9 @@ pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result
         let xid = rows::get(row, "xid")?;
         // In the order of xids, all below this row's have been read; the next page may begin in the same transaction.
         next.low = xmin.min(xid);
+        if id > next.last || next.tail.is_none() {
+            next.tail = Some((xid, id));
+        }
         next.last = next.last.max(id);
         next.seen.insert((xid, id));
         match change(rows::get(row, "kind")?, rows::get(row, "subject")?) {

@@ -1,6 +1,5 @@
 //! Following `changes`. There is one writer, so the order of ids is the order of commits and a position is an id.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sqlx::ConnectOptions;
@@ -69,7 +68,7 @@ pub(super) async fn end(registry: &Sqlite) -> Result<Position> {
             .fetch_one(&mut *connection)
             .await
             .map_err(error::read)?;
-    Ok(Position { low: last, seen: BTreeSet::new(), last })
+    Ok(Position { low: last, last, ..Position::default() })
 }
 
 pub(super) async fn read(registry: &Sqlite, position: &mut Position) -> Result<News> {
@@ -113,7 +112,7 @@ pub(super) async fn read(registry: &Sqlite, position: &mut Position) -> Result<N
         *position = end(registry).await?;
         return Ok(News { gap: true, applied: applied(position), ..News::default() });
     }
-    *position = Position { low, seen: BTreeSet::new(), last: low };
+    *position = Position { low, last: low, ..Position::default() };
     news.applied = applied(position);
     Ok(news)
 }
