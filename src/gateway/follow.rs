@@ -19,7 +19,7 @@ use super::sessions::Handle;
 use crate::clock;
 use crate::identity;
 use crate::registry::cache::Known;
-use crate::registry::{Change, Enrolment, Position, QUERY_DEADLINE, Record, RegistryError};
+use crate::registry::{Change, Claim, Enrolment, Position, QUERY_DEADLINE, Record, RegistryError};
 
 /// The longest wait for a wake-up before the feed is read all the same: what a lost wake-up costs.
 const POLL: Duration = Duration::from_millis(500);
@@ -27,6 +27,8 @@ const POLL: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(500);
 /// How often a gateway that has nothing to confirm says that it lives.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// After a gap it takes a moment until the registry knows again which sessions are their devices' newest.
+const GAP_HEALS_WITHIN: Duration = Duration::from_secs(60);
 /// Sessions whose records are looked up in one query.
 const JUDGED_AT_ONCE: usize = 256;
 /// What may pass between the last report and the moment at which the gateway knows that it is cut off.
@@ -47,6 +49,10 @@ pub(super) struct Follower {
     enrolment: Enrolment,
     /// This run has its place in the registry, and the sessions of an earlier one have been closed there.
     enrolled: bool,
+    /// The registry may be an older one that does not know this run: it is to be told again.
+    unknown: bool,
+    /// When the feed last had a gap, on the monotonic clock.
+    gap: Option<Duration>,
     /// `None` until the registry has been asked for the first time.
     position: Option<Position>,
     marked: Marked,
@@ -77,6 +83,8 @@ impl Follower {
             gateway,
             enrolment,
             enrolled: false,
+            unknown: false,
+            gap: None,
             position: known.as_ref().map(|known| known.position.clone()),
             marked: Marked::new(),
             due: true,
@@ -186,6 +194,9 @@ impl Follower {
                 "the registry's feed of changes has a gap (pruned, or a restored backup): every session is judged again"
             );
             self.mark(everything_changed(&gateway), began.monotonic);
+            // What is lost may be that these sessions are their devices' newest, and that this gateway serves.
+            gateway.sessions.each_proven(|handle| gateway.sink.claim(claim(&gateway, handle)));
+            (self.unknown, self.gap) = (!enrols, Some(began.monotonic));
         }
         for (change, age) in news.changes.into_iter().zip(news.ages) {
             let since = began.monotonic.saturating_sub(age);
@@ -212,12 +223,22 @@ impl Follower {
             suspects.iter().for_each(|suspect| suspect.suspect.store(true, Ordering::SeqCst));
             return Err(error);
         }
+        let healing = self.gap.is_some_and(|gap| began.monotonic.saturating_sub(gap) < GAP_HEALS_WITHIN);
         for handle in suspects {
-            // The registry lets the device in, but another session is its newest: on another gateway.
-            handle.mailbox.put_ending(Ending::now(Close::Superseded));
+            handle.mailbox.put_ending(if healing {
+                // The store was asked before it was told again; what it refused is for the device to send again, soon.
+                Ending { close: Close::GoingAway, retry_after: Some(fastrand::u64(1..=10)), gently: false }
+            } else {
+                // The registry lets the device in, but another session is its newest: on another gateway.
+                Ending::now(Close::Superseded)
+            });
         }
         if news.more {
             return Ok(Looked::More);
+        }
+        if self.unknown {
+            gateway.registry.enrol(&self.enrolment).await?;
+            self.unknown = false;
         }
         self.stale = false;
         gateway.sight.looked(began);
@@ -312,6 +333,17 @@ async fn enrol(gateway: &Gateway, enrolment: &Enrolment) -> Result<(), RegistryE
         info!(sessions = left, "sessions of an earlier run have been closed in the registry");
     }
     Ok(())
+}
+
+/// The device's place in the registry, for the session that has it here.
+fn claim(gateway: &Gateway, handle: &Handle) -> Claim {
+    Claim {
+        device: handle.device.clone(),
+        session: Arc::clone(&handle.id),
+        gateway: Arc::clone(&gateway.settings.gateway),
+        peer: handle.peer.to_string(),
+        at: clock::utc(),
+    }
 }
 
 // Marked before and after: an admission that has an older record in hand puts it into the copy before it is marked, or not

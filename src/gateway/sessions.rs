@@ -273,6 +273,13 @@ impl Sessions {
         self.lock().values().filter_map(|entry| entry.proven.clone()).collect()
     }
 
+    /// Does something with each session that is proven. None is proven meanwhile.
+    pub(crate) fn each_proven(&self, mut act: impl FnMut(&Handle)) {
+        for handle in self.lock().values().filter_map(|entry| entry.proven.as_ref()) {
+            act(handle);
+        }
+    }
+
     /// Proven sessions that the store has refused a message since the last call.
     pub(crate) fn suspects(&self) -> Vec<Arc<Handle>> {
         let proven = self.lock();

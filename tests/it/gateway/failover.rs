@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use doorward::registry::Act;
 
 use crate::support::database::Database;
-use crate::support::device::{Device, problem_of, refused};
+use crate::support::device::{Device, Heard, problem_of, refused};
 use crate::support::house::{House, eventually, log};
 use crate::support::wire::{self, Wire};
 
@@ -120,4 +120,47 @@ async fn a_standby_whose_numbers_have_gone_on_is_noticed_too() {
         "SELECT setval('changes_id_seq', (SELECT last_value + 32 FROM changes_id_seq))",
     )
     .await;
+}
+
+/// What is lost is the gateway's own: its row, and that a session is its device's newest.
+#[tokio::test]
+async fn a_standby_that_does_not_know_the_gateway_is_told_of_it() {
+    let (house, wire) = wire::house(|_| {}).await;
+    let idle = house.add_device("idle").await;
+    let busy = house.add_device("busy").await;
+    followed(&house).await;
+    let standby = Standby::of(&house.db, &wire).await;
+    let mut idle = Device::prove(&house, &idle).await;
+    let mut busy = Device::prove(&house, &busy).await;
+    for device in [&mut idle, &mut busy] {
+        let seq = device.publish("m1", json!(1)).await;
+        device.acked(seq).await;
+    }
+    followed(&house).await;
+
+    wire.cut();
+    // Waits for the store, and is the first that the standby hears of.
+    let seq = busy.publish("m2", json!(2)).await;
+    standby.takes_over(&house.db, &wire, "DELETE FROM gateways").await;
+    eventually("the gap", async || log().contains("the registry's feed of changes has a gap")).await;
+    followed(&house).await;
+    assert_eq!(house.db.number("SELECT count(*) FROM gateways WHERE signed_off IS NULL").await, 1);
+    let seq_idle = idle.publish("m2", json!(2)).await;
+    idle.acked(seq_idle).await;
+    // Stored, or ended so that it comes back soon: never left without an answer, never taken for a clone.
+    let (id, mut answers) = (busy.credentials.clone(), Vec::new());
+    loop {
+        match busy.next().await {
+            Heard::Message(m) if m["op"] == "ack" => break,
+            Heard::Message(m) => answers.push(m),
+            Heard::Closed(code) => {
+                assert_eq!(code, Some(1001), "{answers:?}");
+                assert!(answers.last().unwrap()["retry_after"].as_u64().unwrap() <= 10, "{answers:?}");
+                busy = Device::prove(&house, &id).await;
+                busy.publish("m2", json!(2)).await;
+            }
+        }
+    }
+    let _ = seq;
+    assert_eq!(house.stored_as("m2").await, 2);
 }
