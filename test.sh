@@ -8,6 +8,7 @@ as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
 packages=()
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || packages+=(postgresql)
+command -v pgbouncer >/dev/null || packages+=(pgbouncer)
 python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || packages+=(python3-venv)
 command -v openssl >/dev/null || packages+=(openssl)
 command -v curl >/dev/null || packages+=(curl)
@@ -17,6 +18,10 @@ if [ ${#packages[@]} -gt 0 ]; then
     as_root apt-get install -qy --no-install-recommends postgresql-common
     as_root sed -i 's/^#*create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${packages[@]}"
+    if [[ " ${packages[*]} " == *" pgbouncer "* ]]; then
+        as_root service pgbouncer stop >/dev/null 2>&1 || true
+        as_root systemctl disable -q pgbouncer 2>/dev/null || as_root update-rc.d pgbouncer disable || true
+    fi
 fi
 
 # The device that is not ours, with the libraries it names.

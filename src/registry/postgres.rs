@@ -33,6 +33,8 @@ use super::{
     Result, RevokedCertificates, StoredMessage,
 };
 
+/// Where every name is looked up: nobody else's table or function stands before ours.
+const SEARCH_PATH: &str = "doorward,pg_temp";
 const GATEWAY_CONNECTIONS: u32 = 8;
 const OPERATOR_CONNECTIONS: u32 = 4;
 /// How long a connection may take to be made, or to show that it lives. Less than [`QUERY_DEADLINE`]: so that a pool
@@ -62,10 +64,11 @@ impl Postgres {
                 .acquire_timeout(CONNECT_WITHIN)
                 .connect_lazy_with(session(options, deadline))
         };
+        let gateway = pool(QUERY_DEADLINE, GATEWAY_CONNECTIONS);
         Self {
-            gateway: pool(QUERY_DEADLINE, GATEWAY_CONNECTIONS),
+            wake: wake::Wake::new(session(options, QUERY_DEADLINE), gateway.clone()),
+            gateway,
             operator: pool(OPERATOR_DEADLINE, OPERATOR_CONNECTIONS),
-            wake: wake::Wake::new(session(options, QUERY_DEADLINE)),
             actor: os_user(),
             place,
         }
@@ -90,7 +93,7 @@ fn session(options: &PgConnectOptions, deadline: Duration) -> PgConnectOptions {
         None => options.clone().application_name("doorward"),
     };
     options.options([
-        ("search_path", "doorward,pg_temp"),
+        ("search_path", SEARCH_PATH),
         ("statement_timeout", statement.as_str()),
         ("lock_timeout", lock.as_str()),
         ("idle_in_transaction_session_timeout", statement.as_str()),

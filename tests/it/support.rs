@@ -4,5 +4,6 @@ pub(crate) mod command;
 pub(crate) mod database;
 pub(crate) mod device;
 pub(crate) mod house;
+pub(crate) mod pooler;
 pub(crate) mod running;
 pub(crate) mod wire;

@@ -4,6 +4,9 @@ use std::borrow::Cow;
 
 use super::super::{RegistryError, SchemaError};
 
+/// What helps where a pooler is in the way.
+pub(super) const NO_POOLER: &str = "let database.url name Postgres itself";
+
 /// What a failed statement calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remedy {
@@ -72,6 +75,14 @@ fn statement(error: &dyn sqlx::error::DatabaseError) -> RegistryError {
         // Our own triggers.
         "DW001" => RegistryError::Refused(message),
         "42501" => RegistryError::Forbidden(message),
+        // A statement that this connection has prepared is another's, or gone: it is not one session's connection.
+        "26000" | "42P05" => RegistryError::Unavailable(format!(
+            "{message}; is there a pooler in transaction mode? {NO_POOLER}"
+        )),
+        // PgBouncer's own.
+        "08P01" if message.contains("startup parameter") => {
+            RegistryError::Unavailable(format!("{message}; is there a pooler? {NO_POOLER}"))
+        }
         // Cancelled by its timeout, a lock not had, a standby that does not take writes.
         "57014" | "55P03" | "25006" => RegistryError::Unavailable(message),
         "3F000" | "42P01" => RegistryError::Schema(SchemaError::Missing),

@@ -4,7 +4,8 @@ use sqlx::migrate::{MigrateError, Migrator};
 
 use super::super::shared::{judge_schema, migrator};
 use super::super::{Done, RegistryError, Result, SchemaError};
-use super::{Held, Postgres, error};
+use super::error::NO_POOLER;
+use super::{Held, Postgres, SEARCH_PATH, error};
 
 fn migrations() -> Migrator {
     let mut migrator = migrator(&[
@@ -40,7 +41,16 @@ pub(super) async fn migrate(registry: &Postgres) -> Result<Done> {
 pub(super) async fn check(registry: &Postgres) -> Result<()> {
     let mut connection = registry.gateway().await?;
     let found = newest(&mut connection).await?;
+    let path: String = sqlx::query_scalar("SELECT replace(current_setting('search_path'), ' ', '')")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(error::read)?;
     connection.release();
+    if path != SEARCH_PATH {
+        return Err(RegistryError::Unavailable(format!(
+            "the search_path is '{path}', and not '{SEARCH_PATH}' as was asked for; is there a pooler that drops settings? {NO_POOLER}"
+        )));
+    }
     Ok(judge_schema(found, &migrations())?)
 }
 

@@ -311,6 +311,6 @@ fn programs() -> PathBuf {
         .expect("Postgres is not installed; on Debian: apt-get install postgresql")
 }
 
-fn uid() -> u32 {
+pub(crate) fn uid() -> u32 {
     std::fs::metadata("/proc/self").map(|me| me.uid()).unwrap()
 }

@@ -71,6 +71,15 @@ impl Write for Log {
     }
 }
 
+/// From here on the log is kept. A house does it.
+pub(crate) fn start_log() {
+    static START: Once = Once::new();
+    START.call_once(|| {
+        let filter = tracing_subscriber::EnvFilter::new("doorward=debug");
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(|| Log).init();
+    });
+}
+
 /// What the gateways of this process have logged so far.
 pub(crate) fn log() -> String {
     String::from_utf8_lossy(&LOG.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
@@ -135,11 +144,7 @@ impl House {
         registry: Arc<dyn Registry>,
         edit: impl FnOnce(&mut Config),
     ) -> Self {
-        static START: Once = Once::new();
-        START.call_once(|| {
-            let filter = tracing_subscriber::EnvFilter::new("doorward=debug");
-            tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(|| Log).init();
-        });
+        start_log();
         let folder = tempfile::tempdir().unwrap();
         let home = Home::new(folder.path());
         let (root, issuing) = make_pki(&home);
