@@ -8,6 +8,7 @@ mod closing;
 mod drain;
 mod failover;
 mod hooked;
+mod midway;
 mod outage;
 mod session;
 mod storage;

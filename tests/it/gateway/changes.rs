@@ -179,39 +179,6 @@ async fn a_retired_key_ends_the_session_that_is_signed_with_it() {
     assert_eq!(problem_of(&request(&house, &credentials, UPGRADE).await.unwrap()), "key-unknown");
 }
 
-/// The look-up has its answer in hand, an active device, when the act commits.
-async fn an_act_during_admission(act: Act, problem: &str) {
-    let (house, hooked) = hooked::house(|_| {}).await;
-    let credentials = house.add_device("press-7").await;
-    // So that what the feed has applied can be told: it judges this one's session again, too.
-    let marker = house.add_device("marker").await;
-    let mut seen = Device::prove(&house, &marker).await;
-
-    hooked.look_ups.close();
-    let admission = request(&house, &credentials, UPGRADE);
-    let change = async {
-        hooked.look_ups.reached().await;
-        house.db.registry.set_status(&credentials.id, act, None).await.unwrap();
-        house.db.registry.kick(&marker.id).await.unwrap();
-        seen.closed_with_bye(4005).await;
-        hooked.look_ups.open();
-    };
-    let (answer, ()) = tokio::join!(admission, change);
-    let answer = answer.unwrap();
-    assert_eq!((answer.status, problem_of(&answer).as_str()), (403, problem));
-    eventually("nobody is here", async || house.gateway.devices() == 0).await;
-}
-
-#[tokio::test]
-async fn a_device_revoked_during_its_admission_does_not_get_in() {
-    an_act_during_admission(Act::Revoke, "device-revoked").await;
-}
-
-#[tokio::test]
-async fn a_device_suspended_during_its_admission_does_not_get_in() {
-    an_act_during_admission(Act::Suspend, "device-suspended").await;
-}
-
 #[tokio::test]
 async fn a_device_suspended_right_after_its_upgrade_says_nothing_more() {
     let house = House::start().await;

@@ -8,7 +8,7 @@ use doorward::registry::Act;
 
 use crate::support::database::Database;
 use crate::support::device::{Device, Heard, problem_of, refused};
-use crate::support::house::{House, eventually, log};
+use crate::support::house::{eventually, log};
 use crate::support::wire::{self, Wire};
 
 /// A database as it was, and the way to put it in the place of what it has become.
@@ -54,18 +54,6 @@ impl Standby {
     }
 }
 
-/// Waits until the feed is followed on the connections that there are now.
-async fn followed(house: &House) {
-    let acted = house.db.registry.set_policy(&"default".parse().unwrap(), POLICY).await.unwrap();
-    eventually("a confirmation", async || {
-        house.db.registry.gateways(Some(acted.mark)).await.unwrap().iter().all(|gateway| gateway.confirmed)
-    })
-    .await;
-}
-
-const POLICY: &str =
-    r##"{"allow":[{"actions":["publish","subscribe"],"channels":["devices/${device}/#"]}]}"##;
-
 /// `before` is done to the standby before anybody looks at it.
 async fn a_standby_that_missed_the_last_commits(before: &str) {
     let (house, wire) = wire::house(|_| {}).await;
@@ -77,7 +65,7 @@ async fn a_standby_that_missed_the_last_commits(before: &str) {
     registry.set_status(&repaired.id, Act::Suspend, None).await.unwrap();
     let thief = house.add_device("thief").await;
     let mut stolen = Device::prove(&house, &thief).await;
-    followed(&house).await;
+    house.followed().await;
 
     let standby = Standby::of(&house.db, &wire).await;
     let seq = honest.publish("m2", json!(2)).await;
@@ -87,7 +75,7 @@ async fn a_standby_that_missed_the_last_commits(before: &str) {
     let mut unheard_of = Device::prove(&house, &house.add_device("unheard-of").await).await;
     registry.set_status(&thief.id, Act::Revoke, None).await.unwrap();
     stolen.closed_with_bye(4003).await;
-    followed(&house).await;
+    house.followed().await;
     assert!(!log().contains("has a gap"));
 
     standby.takes_over(&house.db, &wire, before).await;
@@ -104,7 +92,7 @@ async fn a_standby_that_missed_the_last_commits(before: &str) {
     assert_eq!(problem_of(&refused(&house, &thief).await), "device-revoked");
     registry.set_status(&honest.credentials.id.clone(), Act::Suspend, None).await.unwrap();
     honest.closed_with_bye(4004).await;
-    followed(&house).await;
+    house.followed().await;
 }
 
 #[tokio::test]
@@ -128,7 +116,7 @@ async fn a_standby_that_does_not_know_the_gateway_is_told_of_it() {
     let (house, wire) = wire::house(|_| {}).await;
     let idle = house.add_device("idle").await;
     let busy = house.add_device("busy").await;
-    followed(&house).await;
+    house.followed().await;
     let standby = Standby::of(&house.db, &wire).await;
     let mut idle = Device::prove(&house, &idle).await;
     let mut busy = Device::prove(&house, &busy).await;
@@ -136,14 +124,14 @@ async fn a_standby_that_does_not_know_the_gateway_is_told_of_it() {
         let seq = device.publish("m1", json!(1)).await;
         device.acked(seq).await;
     }
-    followed(&house).await;
+    house.followed().await;
 
     wire.cut();
     // Waits for the store, and is the first that the standby hears of.
     let seq = busy.publish("m2", json!(2)).await;
     standby.takes_over(&house.db, &wire, "DELETE FROM gateways").await;
     eventually("the gap", async || log().contains("the registry's feed of changes has a gap")).await;
-    followed(&house).await;
+    house.followed().await;
     assert_eq!(house.db.number("SELECT count(*) FROM gateways WHERE signed_off IS NULL").await, 1);
     let seq_idle = idle.publish("m2", json!(2)).await;
     idle.acked(seq_idle).await;

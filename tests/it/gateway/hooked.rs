@@ -82,6 +82,13 @@ pub(super) struct Hooked {
     pub(super) prunings: Mutex<Vec<(u32, u64)>>,
 }
 
+impl Hooked {
+    /// How many messages the store has been given so far, whatever it made of them.
+    pub(super) fn messages_written(&self) -> usize {
+        self.batches.lock().unwrap().iter().sum()
+    }
+}
+
 /// A house on SQLite whose gateway goes through a hooked registry.
 pub(super) async fn house(edit: impl FnOnce(&mut Config)) -> (House, Arc<Hooked>) {
     house_on(Database::sqlite().await, edit).await

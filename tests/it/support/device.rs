@@ -135,7 +135,7 @@ impl Device {
         Self::upgrade_on(stream, credentials, request).await.unwrap()
     }
 
-    /// Upgraded on a stream that is there.
+    /// Upgraded on a stream that is there; the error has the words of the refusal.
     pub(crate) async fn upgrade_on(
         mut stream: TlsStream<TcpStream>,
         credentials: &Credentials,
@@ -150,7 +150,9 @@ impl Device {
         }
         let head = String::from_utf8(head).unwrap();
         if !head.starts_with("HTTP/1.1 101 ") {
-            return Err(io::Error::other(head));
+            let mut body = String::new();
+            within("the refusal's words", stream.read_to_string(&mut body)).await?;
+            return Err(io::Error::other(head + &body));
         }
         let accept = derive_accept_key(b"dGhlIHNhbXBsZSBub25jZQ==");
         assert!(head.contains(&format!("Sec-WebSocket-Accept: {accept}\r\n")), "{head}");

@@ -270,6 +270,19 @@ impl House {
         (Key::new(version, &bytes), bytes)
     }
 
+    /// Waits until everything committed so far has been applied by every gateway, and all of it has taken effect.
+    pub(crate) async fn followed(&self) {
+        let registry = &self.db.registry;
+        let fleet = FleetId::new("default").unwrap();
+        let policy = registry.fleet(&fleet).await.unwrap().unwrap().policy;
+        // What changes nothing is said again.
+        let acted = registry.set_policy(&fleet, &policy).await.unwrap();
+        eventually("a confirmation", async || {
+            registry.gateways(Some(acted.mark)).await.unwrap().iter().all(|gateway| gateway.confirmed)
+        })
+        .await;
+    }
+
     /// The data of all stored messages, in the order of storing.
     pub(crate) async fn stored(&self) -> Vec<(String, String)> {
         let all = doorward::registry::MessageFilter { limit: 100_000, ..Default::default() };
