@@ -199,6 +199,29 @@ async fn a_commit_whose_answer_is_lost_is_acked_once_and_stored_once() {
     scene.all_is_well().await;
 }
 
+/// As a standby is until it is promoted. What it says counts, though nobody can confirm it.
+#[tokio::test]
+async fn a_server_that_takes_no_writes_still_revokes() {
+    let mut scene = Scene::set(20).await;
+    let read_only = async |scene: &Scene, on: bool| {
+        let sql = format!(
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = {on}', current_database()); END $$"
+        );
+        scene.house.db.execute(&sql).await.unwrap();
+        // For connections that are made from now on; the test's own is older.
+        scene.wire.cut();
+        scene.wire.mend();
+    };
+    read_only(&scene, true).await;
+    scene.honest.publish("meanwhile", json!(1)).await;
+    scene.honest.rejected().await;
+    scene.revoke().await;
+    scene.thief.closed_with_bye(4003).await;
+    read_only(&scene, false).await;
+    scene.publishes("meanwhile").await;
+    scene.all_is_well().await;
+}
+
 /// Each connection is tried once more before it goes back to its pool. One that hangs there must not keep its place.
 #[tokio::test]
 async fn connections_that_are_lost_on_their_way_back_are_replaced() {

@@ -41,6 +41,8 @@ pub(crate) struct Wire {
 struct State {
     /// Connections are closed as soon as they are made.
     cut: bool,
+    /// How often it has been cut: a cut that is mended at once ends connections too.
+    cuts: u64,
     held: Held,
     /// Connections with smaller numbers are lost.
     lost_before: u64,
@@ -73,12 +75,20 @@ pub(crate) enum Loss {
 /// What a pool says to see whether a connection answers: Sync, alone.
 const PING: &[u8] = b"S\0\0\0\x04";
 
-const WHOLE: State =
-    State { cut: false, held: Held::None, lost_before: 0, chunk: CHUNK, pause: Duration::ZERO, loss: None };
+const WHOLE: State = State {
+    cut: false,
+    cuts: 0,
+    held: Held::None,
+    lost_before: 0,
+    chunk: CHUNK,
+    pause: Duration::ZERO,
+    loss: None,
+};
 
 /// One connection of the gateway's.
 struct Connection {
     number: u64,
+    cuts: u64,
     listens: AtomicBool,
     pinged: AtomicBool,
     lost: AtomicBool,
@@ -93,14 +103,16 @@ impl Wire {
         let (state, made) = (wire.state.clone(), Arc::clone(&wire.made));
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
+                let State { cut, cuts, .. } = *state.borrow();
                 let connection = Connection {
+                    cuts,
                     number: made.fetch_add(1, Ordering::SeqCst),
                     listens: AtomicBool::new(false),
                     pinged: AtomicBool::new(false),
                     lost: AtomicBool::new(false),
                     state: state.clone(),
                 };
-                if !state.borrow().cut {
+                if !cut {
                     tokio::spawn(connection.run(near, server));
                 }
             }
@@ -120,12 +132,14 @@ impl Wire {
 
     /// Ends every connection, and new ones as soon as they are made.
     pub(crate) fn cut(&self) {
-        self.state.send_modify(|state| state.cut = true);
+        self.state.send_modify(|state| (state.cut, state.cuts) = (true, state.cuts + 1));
     }
 
     /// Everything passes again, but for what is lost.
     pub(crate) fn mend(&self) {
-        self.state.send_modify(|state| *state = State { lost_before: state.lost_before, ..WHOLE });
+        self.state.send_modify(|state| {
+            *state = State { cuts: state.cuts, lost_before: state.lost_before, ..WHOLE }
+        });
     }
 
     /// Nothing passes any more, in either direction. New connections are taken all the same.
@@ -171,7 +185,7 @@ impl Connection {
         };
         tokio::select! {
             () = both => {}
-            _ = state.wait_for(|state| state.cut) => {}
+            _ = state.wait_for(|state| state.cuts != self.cuts) => {}
         }
     }
 
