@@ -176,7 +176,7 @@ async fn a_network_that_crawls_is_an_outage() {
 /// The server has the transaction and waits for its end; whoever wants the same rows waits for the server.
 #[tokio::test]
 async fn a_commit_that_never_arrives_holds_up_nobody() {
-    let mut scene = Scene::set(60).await;
+    let mut scene = Scene::set(120).await;
     scene.wire.lose_at(Loss::Question("COMMIT"));
     let seq = scene.honest.publish("m1", json!(1)).await;
     eventually("the loss", async || scene.wire.has_lost()).await;
@@ -189,7 +189,7 @@ async fn a_commit_that_never_arrives_holds_up_nobody() {
 
 #[tokio::test]
 async fn a_commit_whose_answer_is_lost_is_acked_once_and_stored_once() {
-    let mut scene = Scene::set(60).await;
+    let mut scene = Scene::set(120).await;
     scene.wire.lose_at(Loss::Answer("COMMIT"));
     let seq = scene.honest.publish("m1", json!(1)).await;
     eventually("the first try has committed", async || scene.house.stored_as("m1").await == 1).await;
