@@ -22,7 +22,12 @@ impl Standby {
     async fn of(db: &Database, wire: &Wire) -> Self {
         let url = db.url.to_string();
         let (server, name) = url.rsplit_once('/').unwrap();
-        let admin = PgConnection::connect(&format!("{server}/postgres")).await.unwrap();
+        let mut admin = PgConnection::connect(&format!("{server}/postgres")).await.unwrap();
+        // Process ids come again while the server stays.
+        for old in ["standby", "lost"] {
+            let drop = format!("DROP DATABASE IF EXISTS {name}_{old} WITH (FORCE)");
+            sqlx::query(AssertSqlSafe(drop)).execute(&mut admin).await.unwrap();
+        }
         let mut standby = Self { admin, name: name.to_owned() };
         wire.cut();
         standby.alone(&format!("CREATE DATABASE {name}_standby TEMPLATE {name}")).await;
@@ -68,6 +73,7 @@ async fn a_standby_that_missed_the_last_commits(before: &str) {
     house.followed().await;
 
     let standby = Standby::of(&house.db, &wire).await;
+    house.followed().await;
     let seq = honest.publish("m2", json!(2)).await;
     honest.acked(seq).await;
     registry.set_status(&repaired.id, Act::Resume, None).await.unwrap();
@@ -100,14 +106,13 @@ async fn a_standby_that_missed_the_last_commits_has_the_last_word() {
     a_standby_that_missed_the_last_commits("SELECT 1").await;
 }
 
+const GONE_ON: &str = "SELECT setval('changes_id_seq', (SELECT last_value + 32 FROM changes_id_seq))";
+
 /// A promoted standby leaves out the numbers that its server had in reserve, so that they seem to have gone on; and
 /// transactions that change no device have taken the ids of those that are lost.
 #[tokio::test]
 async fn a_standby_whose_numbers_have_gone_on_is_noticed_too() {
-    a_standby_that_missed_the_last_commits(
-        "SELECT setval('changes_id_seq', (SELECT last_value + 32 FROM changes_id_seq))",
-    )
-    .await;
+    a_standby_that_missed_the_last_commits(GONE_ON).await;
 }
 
 /// What is lost is the gateway's own: its row, and that a session is its device's newest.
@@ -118,6 +123,7 @@ async fn a_standby_that_does_not_know_the_gateway_is_told_of_it() {
     let busy = house.add_device("busy").await;
     house.followed().await;
     let standby = Standby::of(&house.db, &wire).await;
+    house.followed().await;
     let mut idle = Device::prove(&house, &idle).await;
     let mut busy = Device::prove(&house, &busy).await;
     for device in [&mut idle, &mut busy] {
@@ -128,15 +134,15 @@ async fn a_standby_that_does_not_know_the_gateway_is_told_of_it() {
 
     wire.cut();
     // Waits for the store, and is the first that the standby hears of.
-    let seq = busy.publish("m2", json!(2)).await;
+    busy.publish("m2", json!(2)).await;
     standby.takes_over(&house.db, &wire, "DELETE FROM gateways").await;
     eventually("the gap", async || log().contains("the registry's feed of changes has a gap")).await;
     house.followed().await;
     assert_eq!(house.db.number("SELECT count(*) FROM gateways WHERE signed_off IS NULL").await, 1);
-    let seq_idle = idle.publish("m2", json!(2)).await;
-    idle.acked(seq_idle).await;
+    let seq = idle.publish("m2", json!(2)).await;
+    idle.acked(seq).await;
     // Stored, or ended so that it comes back soon: never left without an answer, never taken for a clone.
-    let (id, mut answers) = (busy.credentials.clone(), Vec::new());
+    let mut answers = Vec::new();
     loop {
         match busy.next().await {
             Heard::Message(m) if m["op"] == "ack" => break,
@@ -144,11 +150,37 @@ async fn a_standby_that_does_not_know_the_gateway_is_told_of_it() {
             Heard::Closed(code) => {
                 assert_eq!(code, Some(1001), "{answers:?}");
                 assert!(answers.last().unwrap()["retry_after"].as_u64().unwrap() <= 10, "{answers:?}");
-                busy = Device::prove(&house, &id).await;
+                busy = Device::prove(&house, &busy.credentials).await;
                 busy.publish("m2", json!(2)).await;
             }
         }
     }
-    let _ = seq;
     assert_eq!(house.stored_as("m2").await, 2);
+}
+
+/// A restart remembers by what it would know.
+#[tokio::test]
+async fn a_gateway_that_was_down_meanwhile_notices_too() {
+    let (mut house, wire) = wire::house(|_| {}).await;
+    house.followed().await;
+    let standby = Standby::of(&house.db, &wire).await;
+    house.followed().await;
+    // What it keeps of the registry is from after the copy.
+    let last = house.db.number("SELECT max(id) FROM changes").await;
+    let device = house.add_device("unheard-of").await;
+    Device::prove(&house, &device).await;
+    let kept = sqlx::SqlitePool::connect(&format!("sqlite://{}", house.copy().display())).await.unwrap();
+    eventually("a position that is kept", async || {
+        let position = sqlx::query_scalar("SELECT coalesce(position ->> 2, 0) FROM known");
+        position.fetch_one(&kept).await.is_ok_and(|id: i64| id > last)
+    })
+    .await;
+    kept.close().await;
+    house.shut_down();
+    house.ended().await;
+    assert!(!log().contains("has a gap"));
+    standby.takes_over(&house.db, &wire, GONE_ON).await;
+    house.reopen().await;
+    eventually("its notice", async || log().contains("the registry's feed of changes has a gap")).await;
+    assert_eq!(problem_of(&refused(&house, &device).await), "certificate-unknown");
 }

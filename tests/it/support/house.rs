@@ -278,7 +278,8 @@ impl House {
         // What changes nothing is said again.
         let acted = registry.set_policy(&fleet, &policy).await.unwrap();
         eventually("a confirmation", async || {
-            registry.gateways(Some(acted.mark)).await.unwrap().iter().all(|gateway| gateway.confirmed)
+            let gateways = registry.gateways(Some(acted.mark)).await.unwrap();
+            !gateways.is_empty() && gateways.iter().all(|gateway| gateway.confirmed)
         })
         .await;
     }
