@@ -13,6 +13,7 @@ fn migrations() -> Migrator {
         ("gateways", include_str!("../../../migrations/postgres/0002_gateways.sql")),
         ("audit", include_str!("../../../migrations/postgres/0003_audit.sql")),
         ("roles", include_str!("../../../migrations/postgres/0004_roles.sql")),
+        ("amendments", include_str!("../../../migrations/postgres/0005_amendments.sql")),
     ]);
     migrator.create_schema("doorward");
     migrator

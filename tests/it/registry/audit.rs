@@ -340,3 +340,70 @@ async fn an_act_that_is_not_committed_holds_no_other_up() {
     assert!(refused.contains("cannot PREPARE"), "{refused}");
     db.registry.kick(&device("a")).await.unwrap();
 }
+
+/// Devices that are added with their certificates and keys have a short way into the chain: what it writes is what the
+/// long way writes, and whatever is not quite that takes the long one.
+#[tokio::test]
+async fn the_short_way_of_what_is_added_writes_what_the_long_one_does() {
+    let db = Database::postgres().await;
+    let devices = |of: &str| {
+        format!(
+            "INSERT INTO devices (id, fleet) SELECT '{of}' || n, 'default' FROM generate_series(1, 3) AS n;"
+        )
+    };
+    let certificates = |of: &str, many: u32| {
+        format!(
+            "INSERT INTO certificates (device, fingerprint, serial, issuer, der, not_before, not_after)
+             SELECT '{of}' || n, encode(sha256(convert_to('{of}' || n, 'UTF8')), 'hex'), md5('{of}' || n), 'ab', 'x', '2027-01-01', '2028-01-01'
+             FROM generate_series(1, {many}) AS n;"
+        )
+    };
+    let keys = |of: &str| {
+        format!(
+            "INSERT INTO hmac_keys (device, version, sealed, state) SELECT '{of}' || n, 1, 'x', 'active' FROM generate_series(1, 3) AS n;"
+        )
+    };
+    for (sql, rows) in [
+        ([devices("a"), certificates("a", 3), keys("a")].concat(), 3),
+        ([devices("b"), keys("b"), certificates("b", 3)].concat(), 3),
+        // Not all of them have one.
+        ([devices("c"), certificates("c", 2), keys("c")].concat(), 3),
+        // Of others.
+        ([devices("d"), certificates("c", 3).replace("(1, 3)", "(3, 3)"), keys("d")].concat(), 4),
+        (
+            [
+                devices("e"),
+                certificates("e", 3),
+                keys("e"),
+                "DELETE FROM hmac_keys WHERE device = 'e3'".into(),
+            ]
+            .concat(),
+            4,
+        ),
+    ] {
+        let before = acts(&db.registry).await.len();
+        db.execute(&format!("BEGIN; {sql}; COMMIT")).await.unwrap();
+        assert_eq!(acts(&db.registry).await.len() - before, rows, "{sql}");
+    }
+    verified(&db.registry).await.unwrap();
+    let bodies = bodies(&db.registry).await;
+    let comparable = |of: &str, n: usize| {
+        let id = format!("{of}{n}");
+        let body = bodies.iter().find(|body| body["subject"] == *id).unwrap();
+        let mut after = body["after"].clone();
+        for certificate in after["certificates"].as_array_mut().into_iter().flatten() {
+            assert_ne!(certificate["fingerprint"].take(), Value::Null);
+            assert_ne!(certificate["serial"].take(), Value::Null);
+        }
+        let names: Vec<String> = body.as_object().unwrap().keys().cloned().collect();
+        (names, body["actor"].clone(), body["role"].clone(), after)
+    };
+    for n in 1..=3 {
+        assert_eq!(comparable("a", n), comparable("b", n));
+        assert_eq!(comparable("a", n), comparable("e", n));
+    }
+    assert_eq!(comparable("c", 2), comparable("a", 2));
+    assert_eq!(comparable("c", 3).3["certificates"], Value::Null);
+    assert_eq!(comparable("c", 3).3["keys"], comparable("a", 3).3["keys"]);
+    assert_eq!(comparable("d", 1).3["keys"], comparable("a", 1).3["keys"]);
+}
