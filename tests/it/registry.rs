@@ -4,6 +4,7 @@
 mod audit;
 mod devices;
 mod feed;
+mod making_roles;
 mod pooler;
 mod postgres;
 mod roles;
