@@ -93,3 +93,31 @@ BEGIN
     UPDATE audit_head h SET count = h.count + cardinality(bodies), hash = hashes[cardinality(hashes)];
     RETURN NULL;
 END $$;
+
+---- Whose row a gateway's row is
+
+-- The login role that wrote it last; none for a row from before, which the first gateway to report in it then has.
+ALTER TABLE gateways ADD COLUMN owner text;
+ALTER TABLE gateways ALTER COLUMN owner SET DEFAULT session_user;
+
+-- A gateway cannot say another owner. Whom row security does not bind (the tables' owner, a superuser) may mend a row by
+-- hand, and it stays whose it was.
+CREATE FUNCTION own_gateway() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF row_security_active('doorward.gateways') THEN
+        NEW.owner := session_user;
+    END IF;
+    RETURN NEW;
+END $$;
+REVOKE ALL ON FUNCTION own_gateway FROM PUBLIC;
+CREATE TRIGGER own BEFORE INSERT OR UPDATE ON gateways FOR EACH ROW EXECUTE FUNCTION own_gateway();
+
+-- A promise is its maker's: nobody else confirms for him, prolongs it or signs him off. When its time is over the name is
+-- free. Everybody who may read the table reads all of it.
+ALTER TABLE gateways ENABLE ROW LEVEL SECURITY;
+CREATE POLICY read ON gateways FOR SELECT USING (true);
+CREATE POLICY enrol ON gateways FOR INSERT TO doorward_gateway WITH CHECK (owner = session_user);
+CREATE POLICY own ON gateways FOR UPDATE TO doorward_gateway
+    USING (owner IS NULL OR owner = session_user OR signed_off IS NOT NULL OR heartbeat + may_serve < now())
+    WITH CHECK (owner = session_user);
+CREATE POLICY remove ON gateways FOR DELETE TO doorward_operator USING (true);

@@ -66,8 +66,8 @@ pub struct GatewayStatus {
 
 pub(super) fn taken(name: &str) -> RegistryError {
     RegistryError::Refused(format!(
-        "a gateway of another home has the name '{name}' and may still serve; give this one its own gateway.name, or, if \
-         that one is gone for good, run 'doorward gateway remove {name}'"
+        "a gateway of another home or database role has the name '{name}' and may still serve; give this one its own \
+         gateway.name, or, if that one is gone for good, run 'doorward gateway remove {name}'"
     ))
 }
 

@@ -6,6 +6,7 @@ mod devices;
 mod feed;
 mod making_roles;
 mod pooler;
+mod own_row;
 mod postgres;
 mod roles;
 mod schema;

@@ -10,10 +10,15 @@ use super::{Postgres, audit, error, rows};
 pub(super) async fn enrol(registry: &Postgres, row: &Enrolment) -> Result<()> {
     let mut connection = registry.gateway().await?;
     let written = sqlx::query(
+        // Row security would refuse another role's row with an error; looking first tells it from a right that is missing.
         "INSERT INTO gateways AS g (name, instance, version, address, may_serve)
-         VALUES ($1, $2, $3, $4, make_interval(secs => $5))
+         SELECT $1, $2, $3, $4, make_interval(secs => $5)
+         WHERE NOT EXISTS (
+             SELECT FROM gateways h WHERE h.name = $1 AND h.owner <> session_user
+                 AND h.signed_off IS NULL AND h.heartbeat + h.may_serve >= now()
+         )
          ON CONFLICT (name) DO UPDATE SET instance = $2, version = $3, address = $4, may_serve = make_interval(secs => $5),
-             since = now(), heartbeat = now(), applied = NULL, signed_off = NULL
+             since = now(), heartbeat = now(), applied = NULL, signed_off = NULL, owner = session_user
          WHERE g.signed_off IS NOT NULL OR split_part(g.instance, '.', 1) = split_part($2, '.', 1)
              OR g.heartbeat + g.may_serve < now()",
     )

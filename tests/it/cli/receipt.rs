@@ -107,7 +107,7 @@ async fn a_name_is_one_gateways(database: Database, desk: Desk) {
     }
     other
         .run("gateway run --listen 127.0.0.1:0")
-        .fails(4, &["another home has the name 'gateway-1'", "gateway remove gateway-1"]);
+        .fails(4, &["another home or database role has the name 'gateway-1'", "gateway remove gateway-1"]);
     let config = std::fs::read_to_string(other.home("config.toml")).unwrap();
     std::fs::write(other.home("config.toml"), config.replace("\"gateway-1\"", "\"gateway-2\"")).unwrap();
     let second = Running::start(&other);

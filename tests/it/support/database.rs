@@ -102,8 +102,8 @@ impl Database {
         }
     }
 
-    /// The URL for a login role of the server: `gateway`, `issuer`, `operator`, `auditor`, each a member of the role
-    /// of the migrations that is called so; or `stranger`, a member of none.
+    /// The URL for a login role of the server: `gateway`, `gateway_2`, `issuer`, `operator`, `auditor`, each a member of
+    /// the role of the migrations that is called so; or `stranger`, a member of none.
     pub(crate) fn url_as(&self, role: &str) -> DatabaseUrl {
         let url = self.url.to_string();
         DatabaseUrl::parse(&url.replacen("postgres@", &format!("t_{role}@"), 1)).unwrap()
@@ -161,21 +161,22 @@ const LOGINS: &str = r#"
 DO $$
 DECLARE
     name text;
+    ours text;
 BEGIN
-    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 't_ready') THEN
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 't_ready_2') THEN
         RETURN;
     END IF;
     PERFORM pg_advisory_xact_lock(7260);
-    FOREACH name IN ARRAY ARRAY['gateway', 'issuer', 'operator', 'auditor', 'stranger', 'ready'] LOOP
-        IF name NOT IN ('stranger', 'ready')
-            AND NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'doorward_' || name) THEN
-            EXECUTE format('CREATE ROLE %I NOLOGIN', 'doorward_' || name);
+    FOREACH name IN ARRAY ARRAY['gateway', 'gateway_2', 'issuer', 'operator', 'auditor', 'stranger', 'ready_2'] LOOP
+        ours := 'doorward_' || split_part(name, '_', 1);
+        IF name NOT IN ('stranger', 'ready_2') AND NOT EXISTS (SELECT FROM pg_roles WHERE rolname = ours) THEN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', ours);
         END IF;
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 't_' || name) THEN
             EXECUTE format('CREATE ROLE %I LOGIN', 't_' || name);
         END IF;
-        IF name NOT IN ('stranger', 'ready') THEN
-            EXECUTE format('GRANT %I TO %I', 'doorward_' || name, 't_' || name);
+        IF name NOT IN ('stranger', 'ready_2') THEN
+            EXECUTE format('GRANT %I TO %I', ours, 't_' || name);
         END IF;
     END LOOP;
 END $$"#;
