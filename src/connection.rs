@@ -23,7 +23,7 @@ use tokio::time::Sleep;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::accept::{Admitted, Stream};
 use crate::clock;
@@ -310,10 +310,7 @@ impl Connection {
             Proof::Late => return,
             Proof::Taken => {}
             Proof::Suspicious(older) => {
-                let detail =
-                    format!("taken over again and again, the last time from {} by {}", older.peer, self.peer);
-                warn!(connection = %self.handle.id, device = %self.handle.device, %detail, "possible clone; nobody else is let in as this device for a minute");
-                self.gateway.sink.event(self.event("possible_clone", detail));
+                self.gateway.possible_clone(&self.handle.id, &older, &self.peer.to_string());
             }
         }
         self.gateway.counters.proven();

@@ -36,15 +36,15 @@ use crate::identity::Granter;
 use crate::metrics::Counters;
 use crate::registry::cache::Cache;
 use crate::registry::lookups::Lookups;
-use crate::registry::{Enrolment, Registry, RegistryError};
+use crate::registry::{Enrolment, NewEvent, Registry, RegistryError};
 use crate::route::Routes;
 use crate::sink::{self, Sink};
 use crate::tls::{self, TlsError};
-use crate::{accept, entropy};
+use crate::{accept, clock, entropy};
 
 use follow::Follower;
 use mailbox::Ending;
-use sessions::Sessions;
+use sessions::{Handle, Sessions};
 
 /// A part of the drain's time is kept for the store's last transaction.
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);
@@ -194,6 +194,21 @@ impl Gateway {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
+    }
+
+    /// A device's place has changed hands too often, the last time from a session of ours by one of a peer. `connection`
+    /// is the session that has noticed.
+    pub(crate) fn possible_clone(&self, connection: &str, from: &Handle, by: &str) {
+        let detail = format!("taken over again and again, the last time from {} by {by}", from.peer);
+        warn!(%connection, device = %from.device, %detail, "possible clone; nobody else is let in here as this device for a minute");
+        self.sink.event(NewEvent {
+            at: clock::utc(),
+            gateway: Arc::clone(&self.settings.gateway),
+            device: Some(from.device.clone()),
+            kind: "possible_clone",
+            peer: by.to_owned(),
+            detail,
+        });
     }
 }
 

@@ -282,6 +282,8 @@ pub enum Change {
         device: DeviceId,
         /// The session.
         session: String,
+        /// Where the newer one comes from.
+        peer: Option<String>,
     },
 }
 

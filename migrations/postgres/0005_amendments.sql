@@ -121,3 +121,12 @@ CREATE POLICY own ON gateways FOR UPDATE TO doorward_gateway
     USING (owner IS NULL OR owner = session_user OR signed_off IS NOT NULL OR heartbeat + may_serve < now())
     WITH CHECK (owner = session_user);
 CREATE POLICY remove ON gateways FOR DELETE TO doorward_operator USING (true);
+
+---- Takeovers
+
+-- As in 0002; the subject names also where the newer session comes from, for the gateway that loses the older one.
+CREATE OR REPLACE FUNCTION note_takeover() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = doorward, pg_temp AS $$
+BEGIN
+    INSERT INTO changes (kind, subject) VALUES ('takeover', OLD.device || '/' || OLD.session || '/' || NEW.peer);
+    RETURN NULL;
+END $$;

@@ -20,3 +20,11 @@ BEGIN
         CROSS JOIN added CROSS JOIN devices AS d ON d.id = added.device ORDER BY d.id;
     DELETE FROM added;
 END;
+
+---- Takeovers
+
+-- As in 0002; the subject names also where the newer session comes from, for the gateway that loses the older one.
+DROP TRIGGER presence_note_takeover;
+CREATE TRIGGER presence_note_takeover AFTER UPDATE ON presence
+WHEN OLD.session IS NOT NULL AND NEW.session IS NOT NULL AND NEW.gateway <> OLD.gateway
+BEGIN INSERT INTO changes (kind, subject) VALUES ('takeover', OLD.device || '/' || OLD.session || '/' || NEW.peer); END;

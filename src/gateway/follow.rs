@@ -203,9 +203,13 @@ impl Follower {
             match change {
                 Change::Device(device) => self.mark(device_changed(&gateway, &device), since),
                 Change::Fleet(fleet) => self.mark(fleet_changed(&gateway, &fleet), since),
-                Change::Takeover { device, session } => {
+                Change::Takeover { device, session, peer } => {
                     // Unlike the others it says nothing new to an admission.
                     if let Some(handle) = gateway.sessions.find(&device, &session) {
+                        if gateway.sessions.taken_elsewhere(&handle, began.monotonic) {
+                            let by = peer.as_deref().unwrap_or("another gateway");
+                            gateway.possible_clone(&handle.id, &handle, by);
+                        }
                         self.end(handle, Close::Superseded, since);
                     }
                 }

@@ -59,7 +59,9 @@ impl Handle {
 /// Takeovers of one device within [`TAKEOVER_WINDOW`] that look like two devices with one identity: a device that
 /// reconnects because its network is bad takes over from itself, but not that often.
 const MAX_TAKEOVERS: u32 = 4;
-const TAKEOVER_WINDOW: Duration = Duration::from_secs(60);
+/// A device that lost its session to another of its identity stays away for a minute (4009): it takes over once a minute
+/// from a clone that comes back at once. Where they meet at two gateways, each of these sees one takeover a minute.
+const TAKEOVER_WINDOW: Duration = Duration::from_secs(5 * 60);
 /// How long nobody else is let in as this device then. Whoever has the session keeps it.
 const CLONE_THROTTLE: Duration = Duration::from_secs(60);
 
@@ -82,7 +84,7 @@ struct Takeovers {
 impl Takeovers {
     /// One more; whether that is one too many.
     fn add(&mut self, now: Duration) -> bool {
-        if now.saturating_sub(self.since) >= TAKEOVER_WINDOW {
+        if !self.counting(now) {
             *self = Self { since: now, ..Self::default() };
         }
         self.count += 1;
@@ -91,6 +93,11 @@ impl Takeovers {
             *self = Self { throttled_until: Some(now + CLONE_THROTTLE), ..Self::default() };
         }
         too_many
+    }
+
+    /// Whether there were any that still count.
+    fn counting(&self, now: Duration) -> bool {
+        self.count > 0 && now.saturating_sub(self.since) < TAKEOVER_WINDOW
     }
 
     /// How long the device is still to be kept waiting.
@@ -105,6 +112,8 @@ impl Entry {
             && self.unproven.is_none()
             && self.watches.is_empty()
             && self.takeovers.wait(now).is_none()
+            // Who has lost its session to one elsewhere is not here, and what it has lost still counts.
+            && !self.takeovers.counting(now)
     }
 }
 
@@ -189,7 +198,12 @@ impl Sessions {
         self.lock().get(device)?.takeovers.wait(now)
     }
 
-    /// Forgets waits that are over.
+    /// A session has lost its device's place to one at another gateway; whether the place has changed hands too often.
+    pub(crate) fn taken_elsewhere(&self, handle: &Handle, now: Duration) -> bool {
+        self.lock().get_mut(&handle.device).is_some_and(|entry| entry.takeovers.add(now))
+    }
+
+    /// Forgets waits and counts that are over.
     pub(crate) fn sweep(&self, now: Duration) {
         self.lock().retain(|_, entry| !entry.is_empty(now));
     }
@@ -411,5 +425,36 @@ mod tests {
         assert_eq!(sessions.count(), 0);
         sessions.sweep(soon + CLONE_THROTTLE);
         assert!(sessions.lock().is_empty());
+    }
+
+    /// An honest device, which stays away for a minute, and a clone at another gateway that comes back at once.
+    #[test]
+    fn takeovers_by_another_gateway_count_though_nobody_is_left_here() {
+        let sessions = Sessions::default();
+        let minute = Duration::from_secs(60);
+        let lose = |n: u32, now: Duration| {
+            let handle = handle("a", &n.to_string());
+            assert!(sessions.enter(&sessions.watch(&handle.device), &handle));
+            assert!(matches!(sessions.prove(&handle, now), Proof::Taken), "nobody had the place here");
+            let too_many = sessions.taken_elsewhere(&handle, now);
+            sessions.leave(&handle);
+            sessions.sweep(now);
+            (too_many, handle)
+        };
+        for n in 1..MAX_TAKEOVERS {
+            assert!(!lose(n, NOW + minute * n).0, "{n}");
+        }
+        let now = NOW + minute * MAX_TAKEOVERS;
+        let (too_many, handle) = lose(99, now);
+        assert!(too_many);
+        assert_eq!(sessions.throttled(&handle.device, now), Some(CLONE_THROTTLE));
+        assert_eq!(sessions.count(), 0);
+        // One that counts is forgotten in its time.
+        let later = now + CLONE_THROTTLE;
+        assert!(!lose(100, later).0);
+        assert!(!sessions.lock().is_empty());
+        sessions.sweep(later + TAKEOVER_WINDOW);
+        assert!(sessions.lock().is_empty());
+        assert!(!sessions.taken_elsewhere(&handle, later + TAKEOVER_WINDOW), "not here at all");
     }
 }

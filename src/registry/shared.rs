@@ -212,8 +212,15 @@ pub(super) fn change(kind: &str, subject: &str) -> Option<Change> {
         "fleet" => FleetId::new(subject).ok().map(Change::Fleet),
         "kick" => DeviceId::new(subject).ok().map(Change::Kick),
         "takeover" => {
-            let (device, session) = subject.split_once('/')?;
-            Some(Change::Takeover { device: DeviceId::new(device).ok()?, session: session.to_owned() })
+            // `device/session/peer`, before migration 5 `device/session`.
+            let (device, rest) = subject.split_once('/')?;
+            let (session, peer) =
+                rest.split_once('/').map_or((rest, None), |(session, peer)| (session, Some(peer)));
+            Some(Change::Takeover {
+                device: DeviceId::new(device).ok()?,
+                session: session.to_owned(),
+                peer: peer.map(str::to_owned),
+            })
         }
         _ => None,
     }
@@ -248,6 +255,22 @@ pub(super) fn settle<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_takeover_is_read_in_its_old_form_too() {
+        let device = DeviceId::new("press-7").unwrap();
+        for (subject, session, peer) in [
+            ("press-7/s1", "s1", None),
+            ("press-7/s1/192.0.2.7:4000", "s1", Some("192.0.2.7:4000")),
+            ("press-7/s1/[::1]:4000", "s1", Some("[::1]:4000")),
+            ("press-7/s1/", "s1", Some("")),
+        ] {
+            let (session, peer) = (session.to_owned(), peer.map(str::to_owned));
+            let due = Change::Takeover { device: device.clone(), session, peer };
+            assert_eq!(change("takeover", subject), Some(due), "{subject}");
+        }
+        assert_eq!(change("takeover", "press-7"), None);
+    }
 
     #[test]
     fn acts_and_states() {

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::hooked;
 use crate::support::database::{Database, Sql};
-use crate::support::device::{Device, Heard, ranges};
+use crate::support::device::{Device, Heard, ranges, refused};
 use crate::support::house::{House, eventually, from_now, stamp};
 
 async fn an_acked_message_is_in_the_database(db: Database) {
@@ -221,6 +221,43 @@ async fn one_session_a_device(db: Database) {
     let seq = here.publish("m2", json!(2)).await;
     here.acked(seq).await;
     assert_eq!(house.db.number("SELECT epoch FROM presence").await, 3);
+}
+
+/// Two devices with one identity, each at a gateway of its own.
+#[tokio::test]
+async fn a_fight_between_two_gateways_is_an_event_and_slowed_down() {
+    let mut other = House::start().await;
+    let house = House::on(Database::postgres().await, |_| {}).await;
+    other.joins(&house, "gateway-2").await;
+    let credentials = house.add_device("press-7").await;
+    let mut here = Device::prove(&house, &credentials).await;
+    for round in 1.. {
+        eventually("its place", async || {
+            let places = "SELECT count(*) FROM presence WHERE session IS NOT NULL AND gateway = 'gateway-1'";
+            house.db.number(places).await == 1
+        })
+        .await;
+        let mut there = Device::prove(&other, &credentials).await;
+        let addresses = [&here, &there].map(|device| device.ws.get_ref().get_ref().0.local_addr().unwrap());
+        here.closed_with_bye(4009).await;
+        if round < 4 {
+            here = Device::prove(&house, &credentials).await;
+            there.closed_with_bye(4009).await;
+            continue;
+        }
+        // The fourth time that the first gateway loses it. Both addresses are in the event: one is known elsewhere alone.
+        let [from, by] = addresses;
+        let event = format!(
+            "SELECT count(*) FROM events WHERE kind = 'possible_clone' AND device = 'press-7' AND gateway = 'gateway-1'
+                AND peer = '{by}' AND detail LIKE '%from {from} by {by}'"
+        );
+        eventually("the event", async || house.db.number(&event).await == 1).await;
+        assert_eq!(refused(&house, &credentials).await.status, 429);
+        // Who has the session keeps it.
+        let seq = there.publish("m1", json!(1)).await;
+        there.acked(seq).await;
+        break;
+    }
 }
 
 #[tokio::test]

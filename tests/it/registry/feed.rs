@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use doorward::registry::{Act, Batch, Change, News, Position, Registry};
+use doorward::registry::{Act, Batch, Change, Claim, News, Position, Registry};
 
 use super::{FAR, add, certificate_of, claim, connected, contract, device, fleet, message};
 use crate::support::database::Database;
@@ -12,6 +12,7 @@ contract!(
     acts_arrive,
     plain_sql_arrives,
     the_hot_path_wakes_nobody,
+    a_place_taken_by_another_gateway_arrives,
     news_comes_by_the_page,
     a_long_transaction_comes_by_the_page,
     pruned_past_is_a_gap,
@@ -113,6 +114,20 @@ async fn the_hot_path_wakes_nobody(db: Database) {
     registry.forget_sessions("g1").await.unwrap();
     registry.prune_messages(FAR, 10).await.unwrap();
     assert_eq!(read(registry, &mut position).await, []);
+}
+
+async fn a_place_taken_by_another_gateway_arrives(db: Database) {
+    let registry = &db.registry;
+    connected(registry, &["a"]).await;
+    let mut position = registry.position().await.unwrap();
+    let newer = Claim { gateway: "g2".into(), peer: "[2001:db8::7]:4000".to_owned(), ..claim("a", "s2") };
+    registry.write(&Batch { claims: vec![newer], ..Batch::default() }).await.unwrap();
+    let due = Change::Takeover {
+        device: device("a"),
+        session: "s1".to_owned(),
+        peer: Some("[2001:db8::7]:4000".to_owned()),
+    };
+    assert_eq!(read(registry, &mut position).await, [due]);
 }
 
 async fn news_comes_by_the_page(db: Database) {
