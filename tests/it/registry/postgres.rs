@@ -1,5 +1,6 @@
 //! What only Postgres has: transactions that overlap, TRUNCATE, a server that can be away.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use doorward::registry::{Access, Act, Batch, Change, DatabaseUrl, Fate, RegistryError, connect};
@@ -265,4 +266,34 @@ async fn a_listener_that_is_cut_comes_back() {
     });
     add(&db.registry, &["b"]).await;
     within("the wake-up", woken).await.unwrap();
+}
+
+/// What is issued in bulk to devices that this very transaction has added is news once; to any others it is news.
+#[tokio::test]
+async fn keys_for_devices_that_were_there_before_are_news_however_many() {
+    let db = Database::postgres().await;
+    let devices = |of: &str| {
+        format!(
+            "INSERT INTO devices (id, fleet) SELECT '{of}' || n, 'default' FROM generate_series(1000, 1119) AS n;"
+        )
+    };
+    let keys = |of: &str, version: u32| {
+        format!(
+            "INSERT INTO hmac_keys (device, version, sealed, state)
+             SELECT '{of}' || n, {version}, 'x', 'pending' FROM generate_series(1000, 1119) AS n;"
+        )
+    };
+    let mut position = db.registry.position().await.unwrap();
+    for (sql, news) in [
+        ([devices("a"), keys("a", 1)].concat(), 120),
+        ([devices("b"), keys("b", 1), "UPDATE hmac_keys SET state = 'retired'".into()].concat(), 240),
+        ([devices("c"), keys("a", 2)].concat(), 240),
+        (keys("b", 2), 120),
+    ] {
+        db.execute(&format!("BEGIN; {sql}; COMMIT")).await.unwrap();
+        let found: Vec<String> =
+            read(&db.registry, &mut position).await.iter().map(|change| format!("{change:?}")).collect();
+        assert_eq!(found.len(), news, "{sql}");
+        assert_eq!(found.iter().collect::<BTreeSet<_>>().len(), news, "each once: {sql}");
+    }
 }
