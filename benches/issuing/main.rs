@@ -40,13 +40,13 @@ const SEALED: usize = 60;
 #[command(name = "issuing")]
 struct Options {
     /// Devices that a command issues
-    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(500..=100_000))]
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u32).range(500..=100_000))]
     devices: u32,
     /// Transactions of messages in a measurement
-    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     batches: u32,
     /// Rounds, each with and without
-    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// A Postgres in place of SQLite: an empty database, as its owner
     #[arg(long, value_name = "URL")]
@@ -88,24 +88,20 @@ impl Pairs {
         self.0.iter().map(|pair| pair[side]).collect()
     }
 
-    /// Medians and spreads, and how much more a device or a message takes with the triggers: the median of the rounds'.
+    /// How many a second with the triggers, and without them; and how many fewer, of the rounds' own ratios.
     fn line(&self, backend: &str, what: &str) -> String {
-        let more = self.0.iter().map(|[with, without]| (with / without - 1.0) * 100.0).collect();
-        let [with, without] = [0, 1].map(|side| spread(self.side(side), 1));
-        format!("| {backend} | {what} | {with} | {without} | {} % |", spread(more, 1))
+        let fewer = self.0.iter().map(|[with, without]| (1.0 - with / without) * 100.0).collect();
+        let [with, without] = [0, 1].map(|side| spread(self.side(side), 0));
+        format!("| {backend} | {what} | {with} | {without} | {} % |", spread(fewer, 1))
     }
 }
 
+/// The median, and the quartiles.
 fn spread(mut values: Vec<f64>, digits: usize) -> String {
     values.sort_unstable_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let at = |place: usize| values.get(place).copied().unwrap_or(f64::NAN);
-    let median = if values.len() % 2 == 1 {
-        at(middle)
-    } else {
-        f64::midpoint(at(middle.wrapping_sub(1)), at(middle))
-    };
-    format!("{median:.digits$} ({:.digits$} to {:.digits$})", at(0), at(values.len().wrapping_sub(1)))
+    let [low, median, high] =
+        [1, 2, 3].map(|quarter| values.get(values.len() * quarter / 4).copied().unwrap_or(f64::NAN));
+    format!("{median:.digits$} ({low:.digits$} to {high:.digits$})")
 }
 
 async fn run(options: &Options) -> Result<()> {
@@ -146,18 +142,18 @@ async fn run(options: &Options) -> Result<()> {
     }
     let backend = if database.is_some() { "Postgres" } else { "SQLite" };
     for (pairs, what) in [
-        (&whole, "a device by `device add --count`, µs"),
-        (&rows, "of which its rows in the registry, µs"),
-        (&messages, "a message into the store, µs"),
+        (&whole, "devices, by `device add --count`"),
+        (&rows, "devices, their rows in the registry alone"),
+        (&messages, "messages, into the store"),
     ] {
         writeln!(std::io::stdout(), "{}", pairs.line(backend, what))?;
     }
     Ok(())
 }
 
-/// µs a thing since a moment.
-fn each(since: Duration, count: u32) -> f64 {
-    clock::now().monotonic.saturating_sub(since).as_secs_f64() * 1e6 / f64::from(count)
+/// How many a second since a moment.
+fn rate(since: Duration, count: u32) -> f64 {
+    f64::from(count) / clock::now().monotonic.saturating_sub(since).as_secs_f64()
 }
 
 /// The whole command.
@@ -168,10 +164,10 @@ fn issue(home: &Path, database: Option<&str>, count: u32) -> Result<f64> {
     command.args(["device", "add", "--count", &count.to_string(), "--prefix", &prefix, "--out"]).arg(&file);
     let began = clock::now().monotonic;
     let output = command.output()?;
-    let each = each(began, count);
+    let rate = rate(began, count);
     ensure!(output.status.success(), "device add: {}", String::from_utf8_lossy(&output.stderr));
     std::fs::remove_file(file)?;
-    Ok(each)
+    Ok(rate)
 }
 
 /// The registry alone, in the command's batches. What is stored looks like a certificate and a key; nobody reads it.
@@ -182,7 +178,7 @@ async fn add(registry: &Arc<dyn Registry>, count: u32) -> Result<f64> {
     for batch in devices.chunks(BULK) {
         registry.add_devices(batch).await?;
     }
-    Ok(each(began, count))
+    Ok(rate(began, count))
 }
 
 fn new_device(id: &str) -> Result<NewDevice> {
@@ -235,7 +231,7 @@ async fn store(registry: &Arc<dyn Registry>, sessions: &[(DeviceId, Arc<str>)], 
         let fates = registry.write(batch).await?;
         ensure!(fates.iter().all(|fate| *fate == Fate::Stored), "a message was not stored");
     }
-    Ok(each(began, batches * u32::try_from(MESSAGES)?))
+    Ok(rate(began, batches * u32::try_from(MESSAGES)?))
 }
 
 fn batch(sessions: &[(DeviceId, Arc<str>)], now: OffsetDateTime) -> Result<Batch> {

@@ -64,11 +64,10 @@ impl Door {
     }
 
     pub(crate) async fn restore(&mut self, statements: Vec<String>) -> Result<()> {
-        for sql in statements.into_iter().map(AssertSqlSafe) {
-            match self {
-                Self::Sqlite(connection) => sqlx::raw_sql(sql).execute(connection).await.map(drop)?,
-                Self::Postgres(connection) => sqlx::raw_sql(sql).execute(connection).await.map(drop)?,
-            }
+        let sql = AssertSqlSafe(format!("BEGIN; {}; COMMIT", statements.join("; ")));
+        match self {
+            Self::Sqlite(connection) => sqlx::raw_sql(sql).execute(connection).await.map(drop)?,
+            Self::Postgres(connection) => sqlx::raw_sql(sql).execute(connection).await.map(drop)?,
         }
         Ok(())
     }
