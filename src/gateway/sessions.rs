@@ -434,7 +434,7 @@ mod tests {
         let minute = Duration::from_secs(60);
         let lose = |n: u32, now: Duration| {
             let handle = handle("a", &n.to_string());
-            assert!(sessions.enter(&sessions.watch(&handle.device), &handle));
+            assert!(sessions.enter(&sessions.watch(&handle.device), &handle, || {}));
             assert!(matches!(sessions.prove(&handle, now), Proof::Taken), "nobody had the place here");
             let too_many = sessions.taken_elsewhere(&handle, now);
             sessions.leave(&handle);
