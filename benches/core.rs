@@ -317,6 +317,7 @@ fn store(c: &mut Criterion) {
         gateway: "bench".into(),
         peer: "127.0.0.1:1".to_owned(),
         at: clock::utc(),
+        late: false,
     };
     let (_, record) = sure(issue(&authority, &master, &id));
     let claimed = Batch { claims: vec![claim], ..Batch::default() };

@@ -5,8 +5,8 @@ mod counted;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use doorward_pki::identity::{Fingerprint, Leaf, display_subject};
@@ -23,11 +23,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, info, warn};
 
-use crate::gateway::mailbox::Mailbox;
 use crate::gateway::sessions::Handle;
 use crate::gateway::{Gateway, Source};
 use crate::identity::{self, Denied, Problem};
-use crate::registry::RegistryError;
+use crate::registry::cache::Entry;
+use crate::registry::{Record, RegistryError};
 use crate::upgrade::{self, HeadError};
 use crate::{clock, connection, entropy, tls};
 
@@ -235,15 +235,7 @@ async fn admit_request<'a>(
         if let Some(watch) = &watch {
             watch.reset();
         }
-        let (mut record, source) = gateway.record(&fingerprint).await.map_err(|error| {
-            if !matches!(error, RegistryError::Unavailable(_) | RegistryError::Unknown(_)) {
-                warn!(connection = %id, %peer, %error, "the device's record cannot be read");
-            }
-            Denied::new(
-                Problem::Unavailable,
-                "the gateway cannot ask its registry, and has no fresh copy of this device's record",
-            )
-        })?;
+        let (mut record, source) = look_up(gateway, &fingerprint, peer, id).await?;
         if let Some(record) = &mut record {
             record.end_by(leaf_ends);
         }
@@ -257,31 +249,20 @@ async fn admit_request<'a>(
             break;
         };
         let grant = gateway.granter.grant(&record, key, now)?;
+        let entry = (source == Source::Registry).then(|| Entry::of(&record));
         let keep = || {
-            if source == Source::Registry {
-                gateway.cache.put(&fingerprint, &record);
+            if let Some(entry) = entry {
+                gateway.cache.put(&fingerprint, entry);
             }
         };
-        if let Some(wait) = gateway.sessions.throttled(&record.device, clock::now().monotonic) {
-            let detail = "this device has been taken over again and again, as if there were two of it; try again later";
-            return Err(Denied {
-                retry_after: Some(wait.as_secs() + 1),
-                ..Denied::new(Problem::TooMany, detail)
-            });
-        }
-        let handle = Arc::new(Handle {
-            id: Arc::clone(id),
-            device: record.device.clone(),
-            fleet: Mutex::new(record.fleet.clone()),
-            peer,
-            certificate: fingerprint,
-            certificate_ends: leaf_ends,
+        throttle(gateway, &record.device)?;
+        let handle = Handle {
             key,
-            mailbox: Mailbox::default(),
+            certificate_ends: leaf_ends,
             heard_ms: AtomicI64::new(now.as_millis()),
-            suspect: AtomicBool::new(false),
-            cut_since: OnceLock::new(),
-        });
+            ..Handle::new(Arc::clone(id), record.device, record.fleet, peer, fingerprint)
+        };
+        let handle = Arc::new(handle);
         let stay = gateway.tasks.token();
         if gateway.sessions.enter(watch, &handle, keep) {
             let place = Place { gateway, handle: Some(handle), stay };
@@ -293,6 +274,28 @@ async fn admit_request<'a>(
         }
     }
     Err(Denied::new(Problem::Unavailable, "the device's record keeps changing; try again"))
+}
+
+async fn look_up(
+    gateway: &Gateway,
+    certificate: &Fingerprint,
+    peer: SocketAddr,
+    id: &str,
+) -> Result<(Option<Record>, Source), Denied> {
+    gateway.record(certificate).await.map_err(|error| {
+        if !matches!(error, RegistryError::Unavailable(_) | RegistryError::Unknown(_)) {
+            warn!(connection = %id, %peer, %error, "the device's record cannot be read");
+        }
+        let detail = "the gateway cannot ask its registry, and has no fresh copy of this device's record";
+        Denied::new(Problem::Unavailable, detail)
+    })
+}
+
+fn throttle(gateway: &Gateway, device: &DeviceId) -> Result<(), Denied> {
+    let Some(wait) = gateway.sessions.throttled(device, clock::now().monotonic) else { return Ok(()) };
+    let detail =
+        "this device has been taken over again and again, as if there were two of it; try again later";
+    Err(Denied { retry_after: Some(wait.as_secs() + 1), ..Denied::new(Problem::TooMany, detail) })
 }
 
 async fn refuse(gateway: &Gateway, refused: Refused, peer: SocketAddr, id: &str) {

@@ -31,7 +31,7 @@ use crate::entropy;
 use crate::gateway::Gateway;
 use crate::gateway::mailbox::{Ending, Outcome};
 use crate::gateway::sessions::{Handle, Proof};
-use crate::registry::{Claim, NewEvent};
+use crate::registry::NewEvent;
 use crate::sink::{Job, NoRoom};
 
 /// What tungstenite reads into; a device's message is a few hundred bytes, and every session keeps one.
@@ -53,8 +53,9 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: Owned
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(WRITE_BUFFER)
         .max_write_buffer_size(2 * gateway.config.limits.outgoing_bytes + WRITE_BUFFER)
-        .max_message_size(Some(grant.limits.max_message_bytes))
-        .max_frame_size(Some(grant.limits.max_message_bytes));
+        // The gateway's own: the fleet's limit, which may become wider, is the session's to hold.
+        .max_message_size(Some(gateway.config.limits.message_bytes))
+        .max_frame_size(Some(gateway.config.limits.message_bytes));
     let ws = WebSocketStream::from_partially_read(stream, rest, Role::Server, Some(config)).await;
     let now = clock::now();
 
@@ -305,6 +306,7 @@ impl Connection {
     }
 
     fn proven(&mut self) {
+        let _ = self.handle.proven_at.set(clock::utc());
         match self.gateway.sessions.prove(&self.handle, clock::now().monotonic) {
             // A newer connection took its place before it was proven; its ending is in the mailbox.
             Proof::Late => return,
@@ -315,13 +317,7 @@ impl Connection {
         }
         self.gateway.counters.proven();
         info!(connection = %self.handle.id, device = %self.handle.device, peer = %self.peer, "session proven");
-        self.gateway.sink.claim(Claim {
-            device: self.handle.device.clone(),
-            session: Arc::clone(&self.handle.id),
-            gateway: Arc::clone(&self.gateway.settings.gateway),
-            peer: self.peer.to_string(),
-            at: clock::utc(),
-        });
+        self.gateway.sink.claim(self.handle.claim(&self.gateway.settings.gateway));
     }
 
     fn event(&self, kind: &'static str, detail: String) -> NewEvent {

@@ -34,7 +34,7 @@ use crate::config::{self, Config, ConfigError};
 use crate::home::{self, FileError, Home};
 use crate::identity::Granter;
 use crate::metrics::Counters;
-use crate::registry::cache::Cache;
+use crate::registry::cache::{Cache, Stuck};
 use crate::registry::lookups::Lookups;
 use crate::registry::{Enrolment, NewEvent, Registry, RegistryError};
 use crate::route::Routes;
@@ -61,6 +61,9 @@ pub enum StartError {
     /// Its registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// What an earlier run has left.
+    #[error(transparent)]
+    Copy(#[from] Stuck),
     /// The operating system's random bytes.
     #[error(transparent)]
     Entropy(#[from] entropy::NoEntropy),
@@ -119,7 +122,7 @@ impl Gateway {
         let tls = tls::server_config(&config, &home)?;
         home::make_folder(&home.state())?;
         let instance = format!("{}.{:032x}", home_id(&home)?, u128::from_be_bytes(entropy::random()?));
-        let cache = Cache::open(&home.state(), registry.place()).await;
+        let cache = Cache::open(&home.state(), registry.place(), config.limits.connections).await?;
         // No answer is no reason to stay away: the gateway serves without one, too.
         if let Ok(Some(rights)) = registry.excess_rights().await {
             warn!(

@@ -21,7 +21,7 @@ pub enum FileError {
     /// It cannot be read or written.
     #[error("cannot {act} {path}: {source}")]
     Io {
-        /// `read` or `write`.
+        /// `read`, `write` or `remove`.
         act: &'static str,
         /// The file.
         path: PathBuf,

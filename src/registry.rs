@@ -287,7 +287,7 @@ pub enum Change {
     },
 }
 
-/// A place in the feed of changes, for one process and one database: a follower takes it from [`Registry::position`],
+/// A place in the feed of changes, for one follower and one database: a follower takes it from [`Registry::position`],
 /// hands it back and leaves its parts alone. `Default` is the feed's beginning.
 ///
 /// In SQLite rows are numbered in the order of their commits and `low` is the last row read. In Postgres a transaction
@@ -302,7 +302,8 @@ pub struct Position {
     pub seen: BTreeSet<(i64, i64)>,
     /// The highest row id that was read: a feed that ends before it runs backwards.
     pub last: i64,
-    /// A row that was read lately, by transaction id and row id: a feed without it is another one. Nothing in SQLite.
+    /// A row that was read lately, by transaction id (in SQLite: by its time in ms) and row id: a feed without it is
+    /// another one.
     pub tail: Option<(i64, i64)>,
 }
 

@@ -216,6 +216,7 @@ async fn sessions(registry: &Arc<dyn Registry>) -> Result<Vec<(DeviceId, Arc<str
         gateway: "bench".into(),
         peer: "127.0.0.1:1".to_owned(),
         at: clock::utc(),
+        late: false,
     };
     let batch = Batch { claims: sessions.iter().map(claim).collect(), ..Batch::default() };
     registry.write(&batch).await?;

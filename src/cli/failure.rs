@@ -141,6 +141,7 @@ impl From<StartError> for Failure {
             StartError::File(error) => error.into(),
             StartError::Tls(error) => error.into(),
             StartError::Registry(error) => error.into(),
+            StartError::Copy(error) => Self::new(error.to_string()),
             StartError::Entropy(error) => error.into(),
         }
     }

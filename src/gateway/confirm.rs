@@ -7,7 +7,7 @@ use std::time::Duration;
 use doorward_proto::time::Moment;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{info, warn};
 
 use super::Gateway;
 use super::sessions::Handle;
@@ -57,10 +57,9 @@ impl Effects {
 
     pub(super) fn put(&self, mut effect: Effect) {
         let mut state = self.lock();
-        let older = state.newest.take().map(|older| (older.ended, older.due));
-        for (ended, due) in older.into_iter().chain(state.owed.take()) {
-            effect.ended.extend(ended);
-            effect.due |= due;
+        if let Some(older) = state.newest.take() {
+            effect.ended.extend(older.ended);
+            effect.due |= older.due;
         }
         state.newest = Some(effect);
         drop(state);
@@ -79,8 +78,15 @@ impl Effects {
         *due |= effect.due;
     }
 
+    /// The newest, with what is owed: it speaks for all that came before.
     fn take(&self) -> Option<Effect> {
-        self.lock().newest.take()
+        let mut state = self.lock();
+        let mut effect = state.newest.take()?;
+        if let Some((ended, due)) = state.owed.take() {
+            effect.ended.extend(ended);
+            effect.due |= due;
+        }
+        Some(effect)
     }
 }
 
@@ -89,6 +95,8 @@ struct Confirmer {
     effects: Arc<Effects>,
     /// When the copy of records was last written, on the monotonic clock.
     kept: Option<Duration>,
+    /// It could not confirm, and that has been said.
+    failing: bool,
 }
 
 /// Confirms until it is stopped, or until another gateway has taken the name.
@@ -97,24 +105,30 @@ pub(super) async fn run(
     effects: Arc<Effects>,
     stop: CancellationToken,
 ) -> Result<(), RegistryError> {
-    let mut confirmer = Confirmer { gateway, effects, kept: None };
+    let mut confirmer = Confirmer { gateway, effects, kept: None, failing: false };
     loop {
         tokio::select! {
             () = confirmer.effects.news.notified() => {}
             () = stop.cancelled() => return confirmer.finish().await,
         }
-        let Some(effect) = confirmer.effects.take() else { continue };
+        let Some(mut effect) = confirmer.effects.take() else { continue };
         let confirmed = tokio::select! {
-            confirmed = confirmer.confirm(&effect) => confirmed,
+            confirmed = confirmer.confirm(&mut effect) => confirmed,
             () = stop.cancelled() => return confirmer.finish().await,
         };
         match confirmed {
-            Ok(true) => {}
-            Err(error @ RegistryError::Refused(_)) => return Err(error),
+            Ok(true) => {
+                if std::mem::take(&mut confirmer.failing) {
+                    info!("what takes effect is confirmed again");
+                }
+            }
             Ok(false) => confirmer.effects.owe(effect),
+            Err(error @ RegistryError::Refused(_)) => return Err(error),
             Err(error) => {
-                // The follower says so where the registry is away.
-                debug!(%error, "what has taken effect could not be confirmed; the next look tries again");
+                // Where the registry is away, the follower says so.
+                if !confirmer.gateway.sight.is_away() && !std::mem::replace(&mut confirmer.failing, true) {
+                    warn!(%error, "what has taken effect cannot be confirmed: receipts name this gateway until it can");
+                }
                 confirmer.effects.owe(effect);
             }
         }
@@ -123,7 +137,7 @@ pub(super) async fn run(
 
 impl Confirmer {
     /// Whether it has been confirmed; later, where a transaction takes its time.
-    async fn confirm(&mut self, effect: &Effect) -> Result<bool, RegistryError> {
+    async fn confirm(&mut self, effect: &mut Effect) -> Result<bool, RegistryError> {
         let gateway = Arc::clone(&self.gateway);
         gateway.sessions.gone(&effect.ended, GONE_WITHIN).await;
         // Messages of theirs may be in a transaction that began before the act was committed: nothing is confirmed until
@@ -131,6 +145,7 @@ impl Confirmer {
         if !effect.ended.is_empty() && !gateway.sink.settled(GONE_WITHIN).await {
             return Ok(false);
         }
+        effect.ended.clear();
         self.keep(effect).await?;
         if effect.due {
             let name = &gateway.settings.gateway;
@@ -152,8 +167,10 @@ impl Confirmer {
         let since = self.kept.map(|kept| now.saturating_sub(kept));
         let due = since.is_none_or(|since| since >= every || since >= KEEP_NEWS_EVERY && cache.has_news());
         if due || cache.must_forget() {
+            // What the registry has been told, not what is about to be: receipts count this gateway by that.
+            let known_at = self.gateway.sight.known().wall;
+            cache.keep(&effect.position, known_at).await.map_err(stuck)?;
             self.kept = Some(now);
-            cache.keep(&effect.position, effect.began.wall).await.map_err(stuck)?;
         }
         Ok(())
     }
@@ -166,4 +183,42 @@ impl Confirmer {
 
 fn stuck(stuck: Stuck) -> RegistryError {
     RegistryError::Internal(stuck.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::sessions::testing::handle;
+
+    fn effect(ended: &[&Arc<Handle>], due: bool) -> Effect {
+        Effect {
+            position: Position::default(),
+            applied: Applied::default(),
+            began: crate::clock::now(),
+            ended: ended.iter().map(|handle| Arc::clone(handle)).collect(),
+            due,
+        }
+    }
+
+    #[test]
+    fn what_is_owed_goes_with_whatever_is_confirmed_next() {
+        let (effects, first, second) = (Effects::default(), handle("a", "1"), handle("b", "2"));
+        effects.put(effect(&[&first], true));
+        let taken = effects.take().unwrap();
+        // The next is there before it is known that this one could not be confirmed.
+        effects.put(effect(&[&second], false));
+        effects.owe(taken);
+        assert!(effects.are_owed());
+        let next = effects.take().unwrap();
+        assert_eq!((next.ended.len(), next.due), (2, true));
+        assert!(!effects.are_owed() && effects.take().is_none());
+        // By itself nothing that is owed is tried again.
+        effects.owe(next);
+        assert!(effects.take().is_none());
+        // One that was not taken yet is part of the newer one.
+        effects.put(effect(&[], false));
+        effects.put(effect(&[], false));
+        let all = effects.take().unwrap();
+        assert_eq!((all.ended.len(), all.due), (2, true));
+    }
 }

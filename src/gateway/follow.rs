@@ -9,6 +9,7 @@ use doorward_pki::Fingerprint;
 use doorward_proto::close::Close;
 use doorward_proto::ids::{DeviceId, FleetId};
 use doorward_proto::session::Grant;
+use doorward_proto::time::Moment;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -18,8 +19,10 @@ use super::mailbox::Ending;
 use super::sessions::Handle;
 use crate::clock;
 use crate::identity;
-use crate::registry::cache::Known;
-use crate::registry::{Change, Claim, Enrolment, Position, QUERY_DEADLINE, Record, RegistryError};
+use crate::registry::cache::{Entry, Known};
+use crate::registry::{
+    Applied, Change, Enrolment, News, Position, QUERY_DEADLINE, Record, RegistryError, SchemaError,
+};
 
 /// The longest wait for a wake-up before the feed is read all the same: what a lost wake-up costs.
 const POLL: Duration = Duration::from_millis(500);
@@ -79,6 +82,10 @@ impl Follower {
     /// registry it begins with what that run has kept, where that may still serve.
     pub(super) async fn start(gateway: Arc<Gateway>, enrolment: Enrolment) -> Result<Self, RegistryError> {
         let known = gateway.cache.known().await;
+        if known.is_none() {
+            // Whatever is in it: nobody could say up to where it is right.
+            gateway.cache.forget_all();
+        }
         let mut follower = Self {
             gateway,
             enrolment,
@@ -168,11 +175,14 @@ enum Looked {
 
 /// Whether trying again is in vain, and serving on would be wrong.
 fn is_final(error: &RegistryError) -> bool {
-    matches!(error, RegistryError::Refused(_) | RegistryError::Schema(_))
+    // A schema that is not there at all may be one that is being restored.
+    let other = |schema: &SchemaError| !matches!(schema, SchemaError::Missing);
+    matches!(error, RegistryError::Refused(_))
+        || matches!(error, RegistryError::Schema(schema) if other(schema))
 }
 
 impl Follower {
-    /// Reads what is new, acts on it, and reports that it has.
+    /// Reads what is new and acts on it; whoever confirms is told once all of it has taken effect.
     async fn look(&mut self) -> Result<Looked, RegistryError> {
         let began = clock::now();
         let gateway = Arc::clone(&self.gateway);
@@ -186,41 +196,69 @@ impl Follower {
             enrol(&gateway, &self.enrolment).await?;
             self.enrolled = true;
         }
-        let news = gateway.registry.read_changes(&mut position).await?;
+        let News { changes, ages, gap, more, applied } = gateway.registry.read_changes(&mut position).await?;
         self.position = Some(position.clone());
-        self.due |= news.gap || !news.changes.is_empty();
-        if news.gap {
+        self.due |= gap || !changes.is_empty();
+        if gap {
             warn!(
                 "the registry's feed of changes has a gap (pruned, or a restored backup): every session is judged again"
             );
             self.mark(everything_changed(&gateway), began.monotonic);
             // What is lost may be that these sessions are their devices' newest, and that this gateway serves.
-            gateway.sessions.each_proven(|handle| gateway.sink.claim(claim(&gateway, handle)));
+            let name = &gateway.settings.gateway;
+            gateway.sessions.each_proven(|handle| gateway.sink.claim(handle.claim(name)));
             (self.unknown, self.gap) = (!enrols, Some(began.monotonic));
         }
-        for (change, age) in news.changes.into_iter().zip(news.ages) {
-            let since = began.monotonic.saturating_sub(age);
-            match change {
-                Change::Device(device) => self.mark(device_changed(&gateway, &device), since),
-                Change::Fleet(fleet) => self.mark(fleet_changed(&gateway, &fleet), since),
-                Change::Takeover { device, session, peer } => {
-                    // Unlike the others it says nothing new to an admission.
-                    if let Some(handle) = gateway.sessions.find(&device, &session) {
-                        if gateway.sessions.taken_elsewhere(&handle, began.monotonic) {
-                            let by = peer.as_deref().unwrap_or("another gateway");
-                            gateway.possible_clone(&handle.id, &handle, by);
-                        }
-                        self.end(handle, Close::Superseded, since);
+        if gateway.cache.is_empty_again() {
+            self.mark(gateway.sessions.all(), began.monotonic);
+        }
+        for (change, age) in changes.into_iter().zip(ages) {
+            self.act(change, began.monotonic.saturating_sub(age), began);
+        }
+        self.judge_suspects(began).await?;
+        if more {
+            return Ok(Looked::More);
+        }
+        if self.unknown {
+            gateway.registry.enrol(&self.enrolment).await?;
+            self.unknown = false;
+        }
+        gateway.sight.looked(began);
+        if enrols {
+            // As good as a report: receipts wait for this gateway from then on.
+            gateway.sight.reported(began);
+        }
+        self.conclude(position, applied, began);
+        Ok(Looked::End)
+    }
+
+    /// A change takes effect, or marks whom it concerns.
+    fn act(&mut self, change: Change, since: Duration, began: Moment) {
+        let gateway = Arc::clone(&self.gateway);
+        match change {
+            Change::Device(device) => self.mark(device_changed(&gateway, &device), since),
+            Change::Fleet(fleet) => self.mark(fleet_changed(&gateway, &fleet), since),
+            Change::Takeover { device, session, peer } => {
+                // Unlike the others it says nothing new to an admission.
+                if let Some(handle) = gateway.sessions.find(&device, &session) {
+                    if gateway.sessions.taken_elsewhere(&handle, began.monotonic) {
+                        let by = peer.as_deref().unwrap_or("another gateway");
+                        gateway.possible_clone(&handle.id, &handle, by);
                     }
+                    self.end(handle, Close::Superseded, since);
                 }
-                Change::Kick(device) => {
-                    for handle in gateway.sessions.device_changed(&device) {
-                        self.end(handle, Close::Kicked, since);
-                    }
+            }
+            Change::Kick(device) => {
+                for handle in gateway.sessions.device_changed(&device) {
+                    self.end(handle, Close::Kicked, since);
                 }
             }
         }
-        let suspects = gateway.sessions.suspects();
+    }
+
+    /// Judges all that are marked, and those whose messages the store has refused.
+    async fn judge_suspects(&mut self, began: Moment) -> Result<(), RegistryError> {
+        let suspects = self.gateway.sessions.suspects();
         self.mark(suspects.clone(), began.monotonic);
         if let Err(error) = self.judge().await {
             // Not forgotten: the next look begins with them.
@@ -237,33 +275,33 @@ impl Follower {
                 Ending::now(Close::Superseded)
             });
         }
-        if news.more {
-            return Ok(Looked::More);
-        }
-        if self.unknown {
-            gateway.registry.enrol(&self.enrolment).await?;
-            self.unknown = false;
-        }
+        Ok(())
+    }
+
+    /// All that there is has taken effect.
+    fn conclude(&mut self, position: Position, applied: Applied, began: Moment) {
         self.stale = false;
-        gateway.sight.looked(began);
-        if enrols {
-            // As good as a report: receipts wait for this gateway from then on.
-            gateway.sight.reported(began);
-        }
         if std::mem::take(&mut self.away) {
             info!("the registry answers again; its changes have been read");
         }
-        self.due |= self.reported.is_none_or(|last| began.monotonic.saturating_sub(last) >= REPORT_EVERY);
+        let since = self.reported.map(|last| began.monotonic.saturating_sub(last));
+        self.due |= since.is_none_or(|since| since >= self.report_every());
         if self.due {
             self.reported = Some(began.monotonic);
         }
-        if self.due || self.effects.are_owed() || gateway.cache.has_news() {
+        if self.due || self.effects.are_owed() || self.gateway.cache.has_news() {
             let ended = std::mem::take(&mut self.ended);
             let due = std::mem::take(&mut self.due);
-            let effect = Effect { position, applied: news.applied, began, ended, due };
-            self.effects.put(effect);
+            self.effects.put(Effect { position, applied, began, ended, due });
         }
-        Ok(Looked::End)
+    }
+
+    /// What is known ages from a report on: where that may be short, they come more often.
+    fn report_every(&self) -> Duration {
+        match self.gateway.config.registry.max_staleness.0 {
+            Duration::ZERO => REPORT_EVERY,
+            most => (most / 3).clamp(POLL, REPORT_EVERY),
+        }
     }
 
     fn mark(&mut self, handles: Vec<Arc<Handle>>, since: Duration) {
@@ -339,19 +377,8 @@ async fn enrol(gateway: &Gateway, enrolment: &Enrolment) -> Result<(), RegistryE
     Ok(())
 }
 
-/// The device's place in the registry, for the session that has it here.
-fn claim(gateway: &Gateway, handle: &Handle) -> Claim {
-    Claim {
-        device: handle.device.clone(),
-        session: Arc::clone(&handle.id),
-        gateway: Arc::clone(&gateway.settings.gateway),
-        peer: handle.peer.to_string(),
-        at: clock::utc(),
-    }
-}
-
-// Marked before and after: an admission that has an older record in hand puts it into the copy before it is marked, or not
-// at all; and one that begins after it was marked does not find what is forgotten.
+// Forgotten before and after the admissions are marked: one that has an older record in hand puts it into the copy before it
+// is marked, or not at all; and one that begins after it was marked does not find what is forgotten.
 
 fn device_changed(gateway: &Gateway, device: &DeviceId) -> Vec<Arc<Handle>> {
     gateway.lookups.devices_changed();
@@ -393,7 +420,7 @@ fn judge_again(
             let judged = identity::judge_record(&record, now)
                 .and_then(|()| gateway.granter.grant(&record, handle.key, now))
                 .map_err(|denied| denied.problem.close())?;
-            gateway.cache.put(&handle.certificate, &record);
+            gateway.cache.put(&handle.certificate, Entry::of(&record));
             Ok(judged)
         }
         Err(error) => {

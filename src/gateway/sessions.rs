@@ -4,6 +4,8 @@
 //! meanwhile marks the watch, and [`Sessions::enter`] refuses a marked one: the look-up is made again. So the record that
 //! a session starts with is never older than the last change applied.
 
+mod takeovers;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -17,6 +19,9 @@ use tokio::sync::Notify;
 
 use super::mailbox::{Ending, Mailbox};
 use crate::clock;
+use crate::registry::Claim;
+
+use takeovers::Takeovers;
 
 /// A session as the rest of the gateway sees it.
 #[derive(Debug)]
@@ -43,11 +48,49 @@ pub(crate) struct Handle {
     pub(crate) suspect: AtomicBool,
     /// When the change was made that ends it, on the monotonic clock.
     pub(crate) cut_since: OnceLock<Duration>,
+    /// When it was proven.
+    pub(crate) proven_at: OnceLock<time::OffsetDateTime>,
 }
 
 impl Handle {
+    /// A session that nobody has heard yet.
+    pub(crate) fn new(
+        id: Arc<str>,
+        device: DeviceId,
+        fleet: FleetId,
+        peer: SocketAddr,
+        certificate: Fingerprint,
+    ) -> Self {
+        Self {
+            id,
+            device,
+            fleet: Mutex::new(fleet),
+            peer,
+            certificate,
+            certificate_ends: time::OffsetDateTime::UNIX_EPOCH,
+            key: None,
+            mailbox: Mailbox::default(),
+            heard_ms: AtomicI64::new(0),
+            suspect: AtomicBool::new(false),
+            cut_since: OnceLock::new(),
+            proven_at: OnceLock::new(),
+        }
+    }
+
     fn is_in(&self, fleet: &FleetId) -> bool {
         *self.fleet.lock().unwrap_or_else(PoisonError::into_inner) == *fleet
+    }
+
+    /// The device's place in the registry, for this session.
+    pub(crate) fn claim(&self, gateway: &Arc<str>) -> Claim {
+        Claim {
+            device: self.device.clone(),
+            session: Arc::clone(&self.id),
+            gateway: Arc::clone(gateway),
+            peer: self.peer.to_string(),
+            at: self.proven_at.get().copied().unwrap_or_else(clock::utc),
+            late: false,
+        }
     }
 
     /// The record has been read again.
@@ -56,54 +99,12 @@ impl Handle {
     }
 }
 
-/// Takeovers of one device within [`TAKEOVER_WINDOW`] that look like two devices with one identity: a device that
-/// reconnects because its network is bad takes over from itself, but not that often.
-const MAX_TAKEOVERS: u32 = 4;
-/// A device that lost its session to another of its identity stays away for a minute (4009): it takes over once a minute
-/// from a clone that comes back at once. Where they meet at two gateways, each of these sees one takeover a minute.
-const TAKEOVER_WINDOW: Duration = Duration::from_secs(5 * 60);
-/// How long nobody else is let in as this device then. Whoever has the session keeps it.
-const CLONE_THROTTLE: Duration = Duration::from_secs(60);
-
 #[derive(Debug, Default)]
 struct Entry {
     proven: Option<Arc<Handle>>,
     unproven: Option<Arc<Handle>>,
     watches: Vec<Arc<AtomicBool>>,
     takeovers: Takeovers,
-}
-
-/// On the monotonic clock.
-#[derive(Debug, Default)]
-struct Takeovers {
-    since: Duration,
-    count: u32,
-    throttled_until: Option<Duration>,
-}
-
-impl Takeovers {
-    /// One more; whether that is one too many.
-    fn add(&mut self, now: Duration) -> bool {
-        if !self.counting(now) {
-            *self = Self { since: now, ..Self::default() };
-        }
-        self.count += 1;
-        let too_many = self.count >= MAX_TAKEOVERS;
-        if too_many {
-            *self = Self { throttled_until: Some(now + CLONE_THROTTLE), ..Self::default() };
-        }
-        too_many
-    }
-
-    /// Whether there were any that still count.
-    fn counting(&self, now: Duration) -> bool {
-        self.count > 0 && now.saturating_sub(self.since) < TAKEOVER_WINDOW
-    }
-
-    /// How long the device is still to be kept waiting.
-    fn wait(&self, now: Duration) -> Option<Duration> {
-        self.throttled_until.and_then(|until| until.checked_sub(now)).filter(|wait| !wait.is_zero())
-    }
 }
 
 impl Entry {
@@ -282,6 +283,12 @@ impl Sessions {
         self.lock().values().flat_map(changed).collect()
     }
 
+    /// All sessions.
+    pub(crate) fn all(&self) -> Vec<Arc<Handle>> {
+        let all = self.lock();
+        all.values().flat_map(|entry| entry.proven.iter().chain(&entry.unproven)).cloned().collect()
+    }
+
     /// All sessions that are proven.
     pub(crate) fn proven(&self) -> Vec<Arc<Handle>> {
         self.lock().values().filter_map(|entry| entry.proven.clone()).collect()
@@ -326,26 +333,28 @@ fn changed(entry: &Entry) -> Vec<Arc<Handle>> {
 }
 
 #[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+
+    /// A session that nobody has opened.
+    pub(crate) fn handle(device: &str, id: &str) -> Arc<Handle> {
+        Arc::new(Handle::new(
+            id.into(),
+            DeviceId::new(device).unwrap(),
+            FleetId::new("default").unwrap(),
+            SocketAddr::from(([192, 0, 2, 1], 4000)),
+            Fingerprint::of(id.as_bytes()),
+        ))
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    use super::takeovers::{CLONE_THROTTLE, MAX_TAKEOVERS, TAKEOVER_WINDOW};
+    use super::testing::handle;
     use super::*;
 
     const NOW: Duration = Duration::from_secs(1000);
-
-    fn handle(device: &str, id: &str) -> Arc<Handle> {
-        Arc::new(Handle {
-            id: id.into(),
-            device: DeviceId::new(device).unwrap(),
-            fleet: Mutex::new(FleetId::new("default").unwrap()),
-            peer: SocketAddr::from(([192, 0, 2, 1], 4000)),
-            certificate: Fingerprint::of(id.as_bytes()),
-            certificate_ends: time::OffsetDateTime::UNIX_EPOCH,
-            key: None,
-            mailbox: Mailbox::default(),
-            heard_ms: AtomicI64::new(0),
-            suspect: AtomicBool::new(false),
-            cut_since: OnceLock::new(),
-        })
-    }
 
     fn ending(handle: &Handle) -> Option<Close> {
         handle.mailbox.take().close.map(|ending| ending.close)

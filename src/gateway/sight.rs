@@ -72,6 +72,11 @@ impl Sight {
         !state.away && state.looked.is_some_and(|looked| looked >= since)
     }
 
+    /// When it was last true that all was known, and the registry told so.
+    pub(super) fn known(&self) -> Moment {
+        self.lock().known
+    }
+
     /// For how long changes may have been missed.
     pub(super) fn age(&self) -> Duration {
         let State { known, age, .. } = *self.lock();

@@ -29,7 +29,15 @@ struct Notes {
 
 /// Runs until it is stopped.
 pub(super) async fn run(gateway: Arc<Gateway>, stop: CancellationToken) {
-    let mut notes = Notes::read(gateway.home.state().join("audit-heads"));
+    let mut notes = match Notes::read(gateway.home.state().join("audit-heads")) {
+        Ok(notes) => notes,
+        Err(error) => {
+            // Never written over: what was noted may be all that shows what has been done.
+            error!(%error, "the audit's heads cannot be read, and none is noted");
+            stop.cancelled().await;
+            return;
+        }
+    };
     let mut tick = tokio::time::interval(EVERY);
     loop {
         tokio::select! {
@@ -49,11 +57,14 @@ pub(super) async fn run(gateway: Arc<Gateway>, stop: CancellationToken) {
 }
 
 impl Notes {
-    fn read(path: PathBuf) -> Self {
-        let text = home::read(&path).unwrap_or_default();
+    fn read(path: PathBuf) -> Result<Self, FileError> {
+        let text = match home::read(&path) {
+            Err(FileError::Missing(_)) => String::new(),
+            other => other?,
+        };
         let lines: VecDeque<String> = text.lines().map(str::to_owned).collect();
         let last = lines.back().and_then(|line| line.split_once(' ')?.1.parse().ok());
-        Self { path, lines, last }
+        Ok(Self { path, lines, last })
     }
 
     fn witness(&mut self, head: AuditHead) -> Result<(), FileError> {
@@ -92,13 +103,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit-heads");
         let head = |count| AuditHead { count, ..AuditHead::default() };
-        let mut notes = Notes::read(path.clone());
+        let mut notes = Notes::read(path.clone()).unwrap();
         for count in [1, 1, 2] {
             notes.witness(head(count)).unwrap();
         }
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 2);
-        let mut notes = Notes::read(path.clone());
+        let mut notes = Notes::read(path.clone()).unwrap();
         assert_eq!(notes.last, Some(head(2)));
         for count in 3..600 {
             notes.witness(head(count)).unwrap();
@@ -106,6 +117,6 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), MOST);
         // What was noted last stands in the file, also where it is a shorter audit: both lines are there to be compared.
         notes.witness(head(5)).unwrap();
-        assert_eq!(Notes::read(path).last, Some(head(5)));
+        assert_eq!(Notes::read(path).unwrap().last, Some(head(5)));
     }
 }

@@ -8,6 +8,7 @@ mod file;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,13 +21,11 @@ use super::{Position, Record};
 use crate::clock;
 use crate::home::FileError;
 
-use entry::Entry;
+pub(crate) use entry::Entry;
 use file::File;
 
 /// The file's name.
 const NAME: &str = "records.db";
-/// Records that wait to be written; more of them are not remembered this time.
-const MOST_WAITING: usize = 4096;
 /// Devices whose records are to be forgotten; beyond that all are.
 const MOST_FORGOTTEN: usize = 100_000;
 /// Between tries to make the file anew where it could not be written.
@@ -49,15 +48,21 @@ pub(crate) struct Cache {
     path: PathBuf,
     /// Which registry's: records of another one are worth nothing.
     registry: String,
+    /// Records that wait to be written; more of them are not remembered this time.
+    most: usize,
     /// Taken before `news`, and whoever reads holds it: between the two nothing is ever half-known.
-    file: tokio::sync::Mutex<Open>,
+    state: tokio::sync::Mutex<State>,
     news: Mutex<News>,
+    /// The file has been made anew: what it should hold is to be put again.
+    empty: AtomicBool,
 }
 
-struct Open {
-    file: Option<File>,
-    /// When it was given up, on the monotonic clock.
-    given_up: Duration,
+enum State {
+    Open(File),
+    /// It could not be written, and is removed; since when, on the monotonic clock.
+    Gone(Duration),
+    /// It could neither be written nor removed: after a restart it would serve. Nothing is confirmed.
+    Stuck,
 }
 
 /// What is not in the file yet.
@@ -91,28 +96,33 @@ impl Forgotten {
     }
 }
 
-/// The copy could neither be written nor removed: who is let in by it after a restart is unknown.
+/// The copy can neither be used nor removed: whom it would let in after a restart is unknown.
 #[derive(Debug, thiserror::Error)]
-#[error("the copy of records in {path} can neither be written ({why}) nor removed ({source})")]
-pub(crate) struct Stuck {
-    path: PathBuf,
-    why: String,
-    source: FileError,
-}
+#[error(
+    "the copy of records is of no use, and cannot be removed: {0}; remove it by hand, with its -wal and -shm beside it"
+)]
+pub struct Stuck(FileError);
 
 impl Cache {
-    /// Opens what was kept of a registry. What cannot be read is made anew; where that fails nothing is kept.
-    pub(crate) async fn open(folder: &Path, registry: &str) -> Self {
+    /// Opens what was kept of a registry, with room for `most` records that wait to be written. What cannot be read is made
+    /// anew; where that fails, nothing is kept for now.
+    ///
+    /// # Errors
+    /// [`Stuck`] where there is something that can neither be used nor removed.
+    pub(crate) async fn open(folder: &Path, registry: &str, most: usize) -> Result<Self, Stuck> {
         let path = folder.join(NAME);
-        let file = match File::open(&path, registry).await {
-            Ok(file) => Some(file),
-            Err(error) => {
-                warn!(path = %path.display(), %error, "the copy of records cannot be opened; while the registry is away nobody new is let in");
-                None
-            }
+        let state = match File::open(&path, registry).await {
+            Some(file) => State::Open(file),
+            None => make(&path, registry).await?,
         };
-        let file = tokio::sync::Mutex::new(Open { file, given_up: clock::now().monotonic });
-        Self { path, registry: registry.to_owned(), file, news: Mutex::default() }
+        Ok(Self {
+            path,
+            registry: registry.to_owned(),
+            most,
+            state: tokio::sync::Mutex::new(state),
+            news: Mutex::default(),
+            empty: AtomicBool::new(false),
+        })
     }
 
     fn news(&self) -> MutexGuard<'_, News> {
@@ -122,21 +132,23 @@ impl Cache {
 
     /// How far what is kept is known to be right; `None` where nothing is.
     pub(crate) async fn known(&self) -> Option<Known> {
-        let mut open = self.file.lock().await;
-        match open.file.as_mut()?.known().await {
-            Ok(known) => known,
-            Err(error) => {
-                warn!(path = %self.path.display(), %error, "the copy of records cannot be read");
-                None
-            }
-        }
+        let State::Open(file) = &mut *self.state.lock().await else { return None };
+        file.known().await.unwrap_or_else(|error| {
+            warn!(path = %self.path.display(), %error, "the copy of records cannot be read");
+            None
+        })
+    }
+
+    /// Whether the file has been made anew since the last call, and knows nobody who is here.
+    pub(crate) fn is_empty_again(&self) -> bool {
+        self.empty.swap(false, Ordering::SeqCst)
     }
 
     /// A record that the registry has just given.
-    pub(crate) fn put(&self, certificate: &Fingerprint, record: &Record) {
+    pub(crate) fn put(&self, certificate: &Fingerprint, entry: Entry) {
         let mut news = self.news();
-        if news.records.len() < MOST_WAITING || news.records.contains_key(certificate) {
-            news.records.insert(*certificate, Entry::of(record));
+        if news.records.len() < self.most || news.records.contains_key(certificate) {
+            news.records.insert(*certificate, entry);
         }
     }
 
@@ -165,11 +177,12 @@ impl Cache {
 
     /// The record behind a certificate, where it is kept.
     pub(crate) async fn find(&self, certificate: &Fingerprint) -> Option<Record> {
-        let mut open = self.file.lock().await;
+        let mut state = self.state.lock().await;
         if let Some(entry) = self.news().records.get(certificate) {
             return entry.record();
         }
-        let found = open.file.as_mut()?.find(certificate).await;
+        let State::Open(file) = &mut *state else { return None };
+        let found = file.find(certificate).await;
         let entry = found.unwrap_or_else(|error| {
             warn!(path = %self.path.display(), %error, "the copy of records cannot be read");
             None
@@ -190,47 +203,74 @@ impl Cache {
     /// Writes what is new, durably, with how far it is known to be right. A file that cannot be written is given up, and
     /// made anew after a minute.
     pub(crate) async fn keep(&self, position: &Position, known_at: NumericDate) -> Result<(), Stuck> {
-        let mut open = self.file.lock().await;
-        let now = clock::now().monotonic;
-        if open.file.is_none() && now.saturating_sub(open.given_up) >= RETRY {
-            open.given_up = now;
-            open.file = File::open(&self.path, &self.registry).await.ok();
+        let mut state = self.state.lock().await;
+        if let State::Gone(since) = &*state
+            && clock::now().monotonic.saturating_sub(*since) >= RETRY
+        {
+            *state = make(&self.path, &self.registry).await?;
+            self.empty.store(matches!(&*state, State::Open(_)), Ordering::SeqCst);
         }
         let news = std::mem::take(&mut *self.news());
-        let Some(file) = &mut open.file else { return Ok(()) };
         let known = Known { position: position.clone(), known_at, signed_off: false };
-        let written = file.write(&news, Some(&known)).await;
-        self.or_give_up(&mut open, written).await
+        let written = match &mut *state {
+            State::Open(file) => file.write(&news, Some(&known)).await,
+            State::Gone(_) => return Ok(()),
+            State::Stuck => return self.remove(&mut state),
+        };
+        self.or_give_up(&mut state, written).await
     }
 
     /// Writes what is new, and says nothing of how far it is right: as far as before.
     pub(crate) async fn flush(&self) -> Result<(), Stuck> {
-        let mut open = self.file.lock().await;
+        let mut state = self.state.lock().await;
         let news = std::mem::take(&mut *self.news());
-        let Some(file) = open.file.as_mut().filter(|_| !news.is_empty()) else { return Ok(()) };
-        let written = file.write(&news, None).await;
-        self.or_give_up(&mut open, written).await
+        let written = match &mut *state {
+            State::Open(file) if !news.is_empty() => file.write(&news, None).await,
+            State::Open(_) | State::Gone(_) => return Ok(()),
+            State::Stuck => return self.remove(&mut state),
+        };
+        self.or_give_up(&mut state, written).await
     }
 
     /// Notes whether the gateway has signed off, durably.
     pub(crate) async fn set_signed_off(&self, signed_off: bool) -> Result<(), Stuck> {
-        let mut open = self.file.lock().await;
-        let Some(file) = &mut open.file else { return Ok(()) };
-        let written = file.set_signed_off(signed_off).await;
-        self.or_give_up(&mut open, written).await
+        let mut state = self.state.lock().await;
+        let written = match &mut *state {
+            State::Open(file) => file.set_signed_off(signed_off).await,
+            State::Gone(_) => return Ok(()),
+            State::Stuck => return self.remove(&mut state),
+        };
+        self.or_give_up(&mut state, written).await
     }
 
-    async fn or_give_up(&self, open: &mut Open, written: Result<(), sqlx::Error>) -> Result<(), Stuck> {
+    async fn or_give_up(&self, state: &mut State, written: Result<(), sqlx::Error>) -> Result<(), Stuck> {
         let Err(error) = written else { return Ok(()) };
-        warn!(path = %self.path.display(), %error, "the copy of records cannot be written; it is given up and made anew in a minute");
-        if let Some(file) = open.file.take() {
+        warn!(path = %self.path.display(), %error, "the copy of records cannot be written; it is removed and made anew in a minute");
+        if let State::Open(file) = std::mem::replace(state, State::Stuck) {
             file.close().await;
         }
-        open.given_up = clock::now().monotonic;
-        file::remove(&self.path).map_err(|source| Stuck {
-            path: self.path.clone(),
-            why: error.to_string(),
-            source,
-        })
+        self.remove(state)
+    }
+
+    /// Whatever was in the file is worth nothing any more.
+    fn remove(&self, state: &mut State) -> Result<(), Stuck> {
+        file::remove(&self.path).map_err(Stuck)?;
+        *state = State::Gone(clock::now().monotonic);
+        Ok(())
     }
 }
+
+/// A new file, with nothing of an older one in it.
+async fn make(path: &Path, registry: &str) -> Result<State, Stuck> {
+    file::remove(path).map_err(Stuck)?;
+    Ok(match File::create(path, registry).await {
+        Ok(file) => State::Open(file),
+        Err(error) => {
+            warn!(path = %path.display(), %error, "the copy of records cannot be made; while the registry is away nobody new is let in");
+            State::Gone(clock::now().monotonic)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,9 @@ pub struct Claim {
     pub peer: String,
     /// When it was proven.
     pub at: OffsetDateTime,
+    /// It has waited: the device may have been proven elsewhere since, by a gateway whose clock decides then. What comes
+    /// at once is the newest, whatever the clocks say.
+    pub late: bool,
 }
 
 /// A publish to store.

@@ -204,7 +204,8 @@ impl Registry for Postgres {
     }
 
     async fn sign_off(&self, name: &str, instance: &str) -> Result<()> {
-        within(QUERY_DEADLINE, gateways::sign_off(self, name, instance)).await
+        let phase = Phase::default();
+        phase.within(QUERY_DEADLINE, gateways::sign_off(self, &phase, name, instance)).await
     }
 
     async fn remove_gateway(&self, name: &str) -> Result<()> {

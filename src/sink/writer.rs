@@ -16,12 +16,14 @@ use super::{Handle, Message, Routes, Sink, Stored};
 use crate::clock;
 use crate::gateway::Sight;
 use crate::gateway::mailbox::{Ending, Outcome};
-use crate::registry::{Batch, Fate, NewMessage, Registry, RegistryError};
+use crate::registry::{Batch, Claim, Fate, NewMessage, Registry, RegistryError};
 
 /// Publishes of one transaction.
 const MAX_BATCH: usize = 1024;
 /// Messages for subscriptions before those who get them have a turn to send them on: far fewer than a mailbox holds.
 const MAX_DELIVERED: u32 = 64;
+/// A claim that is older has waited out something: an outage, or a gap after which it is made again.
+const LATE: Duration = Duration::from_secs(10);
 /// Between tries of a transaction that failed.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -77,7 +79,7 @@ impl Writer {
         // Once a commit's outcome is unknown it stays so until a try succeeds: nobody may be told that nothing was kept.
         let mut ambiguous = false;
         loop {
-            leave_out_the_ended(&mut batch, &mut waiting, ambiguous);
+            leave_out_the_ended(&mut batch, &mut waiting);
             let error = match self.try_to_write(&batch).await {
                 Ok(fates) => {
                     self.sink.set_stalled(false);
@@ -212,8 +214,9 @@ fn split(queue: Queue) -> (Batch, Vec<Waiting>) {
         .into_iter()
         .map(|job| (job.message, Waiting { receipt: job.receipt, session: job.session, since: job.since }))
         .unzip();
+    let late = clock::utc() - LATE;
     let batch = Batch {
-        claims: queue.claims.into_values().collect(),
+        claims: queue.claims.into_values().map(|claim| Claim { late: claim.at < late, ..claim }).collect(),
         messages,
         seen: queue.seen.into_iter().map(|(device, (session, at))| (device, session, at)).collect(),
         releases: queue.releases.into_iter().collect(),
@@ -222,10 +225,10 @@ fn split(queue: Queue) -> (Batch, Vec<Waiting>) {
     (batch, waiting)
 }
 
-/// Nothing is stored of a session whose end has been decided while its publishes waited. Nobody is told: it is over. What
-/// an unknown commit may have stored stays in the batch, which is written again as it was.
-fn leave_out_the_ended(batch: &mut Batch, waiting: &mut Vec<Waiting>, ambiguous: bool) {
-    if ambiguous || !waiting.iter().any(|w| w.session.mailbox.is_over()) {
+/// Nothing is stored of a session whose end has been decided while its publishes waited. Nobody is told: it is over; what
+/// an unknown commit has stored all the same stays, and the device's next try finds it.
+fn leave_out_the_ended(batch: &mut Batch, waiting: &mut Vec<Waiting>) {
+    if !waiting.iter().any(|w| w.session.mailbox.is_over()) {
         return;
     }
     let (messages, kept) = std::mem::take(&mut batch.messages)

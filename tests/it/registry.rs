@@ -82,6 +82,7 @@ fn claim(id: &str, session: &str) -> Claim {
         gateway: "g1".into(),
         peer: "192.0.2.7:4000".into(),
         at: NOON,
+        late: false,
     }
 }
 

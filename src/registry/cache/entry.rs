@@ -12,7 +12,7 @@ use super::super::{CertificateStatus, DeviceStatus, KeyState, Record, SealedKey,
 
 /// A record on its way to the file or from it.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     pub(super) device: DeviceId,
     pub(super) fleet: FleetId,
     /// JSON, without what stands beside it.
@@ -51,7 +51,7 @@ struct Key {
 }
 
 impl Entry {
-    pub(super) fn of(record: &Record) -> Self {
+    pub(crate) fn of(record: &Record) -> Self {
         let standing = record.certificate.clone();
         let key = |key: &SealedKey| Key {
             version: key.version,

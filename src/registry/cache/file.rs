@@ -17,10 +17,10 @@ use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 use super::super::Position;
 use super::entry::Entry;
 use super::{Forgotten, Known, News};
-use crate::home::{FileError, SECRET};
+use crate::home::{self, FileError, SECRET};
 
 /// Of the layout below; a file of another one is made anew.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// Records in the file; the oldest make room for new ones.
 const MOST_RECORDS: i64 = 200_000;
 
@@ -38,21 +38,26 @@ const LAYOUT: &str = "
         known_at INTEGER NOT NULL DEFAULT 0,
         signed_off INTEGER NOT NULL DEFAULT 1
     ) STRICT;
-    PRAGMA user_version = 1;
+    PRAGMA user_version = 2;
 ";
 
 pub(super) struct File(SqliteConnection);
 
 impl File {
-    /// Opens the file of a registry; one that is not there, cannot be read or is another registry's is made anew.
-    pub(super) async fn open(path: &Path, registry: &str) -> Result<Self, sqlx::Error> {
-        if let Ok(mut file) = Self::connect(path).await {
-            match file.is_of(registry).await {
-                Ok(true) => return Ok(file),
-                _ => file.close().await,
+    /// Opens the file of a registry; `None` where it is not there, cannot be read or is another registry's.
+    pub(super) async fn open(path: &Path, registry: &str) -> Option<Self> {
+        let mut file = Self::connect(path).await.ok()?;
+        match file.is_of(registry).await {
+            Ok(true) => Some(file),
+            _ => {
+                file.close().await;
+                None
             }
         }
-        remove(path).map_err(|error| sqlx::Error::Io(io::Error::other(error)))?;
+    }
+
+    /// Makes the file, which is not there.
+    pub(super) async fn create(path: &Path, registry: &str) -> Result<Self, sqlx::Error> {
         std::fs::OpenOptions::new().write(true).create_new(true).mode(SECRET).open(path)?;
         let mut file = Self::connect(path).await?;
         let mut transaction = file.0.begin().await?;
@@ -131,6 +136,10 @@ impl File {
     }
 
     pub(super) async fn write(&mut self, news: &News, known: Option<&Known>) -> Result<(), sqlx::Error> {
+        if known.is_none() && self.known().await?.is_none() {
+            // Nobody could say up to where these are right.
+            return Ok(());
+        }
         let mut transaction = self.0.begin_with("BEGIN IMMEDIATE").await?;
         forget(&mut transaction, &news.forgotten).await?;
         if !news.records.is_empty() {
@@ -219,7 +228,7 @@ async fn add(connection: &mut SqliteConnection, news: &News) -> Result<(), sqlx:
 
 /// Removes the file and what SQLite keeps beside it.
 pub(super) fn remove(path: &Path) -> Result<(), FileError> {
-    for suffix in ["", "-wal", "-shm"] {
+    for suffix in ["", "-wal", "-shm", "-journal"] {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
         let path = PathBuf::from(name);
@@ -230,5 +239,6 @@ pub(super) fn remove(path: &Path) -> Result<(), FileError> {
             _ => {}
         }
     }
-    Ok(())
+    // Or it might be back after the power has gone.
+    home::sync_folder(path).map_err(|source| FileError::Io { act: "remove", path: path.to_owned(), source })
 }

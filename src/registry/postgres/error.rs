@@ -43,7 +43,8 @@ pub(super) fn read(error: sqlx::Error) -> RegistryError {
         E::Io(error) => RegistryError::Unavailable(error.to_string()),
         E::Tls(error) => RegistryError::Unavailable(format!("TLS: {error}")),
         E::PoolTimedOut => {
-            RegistryError::Unavailable("no connection within 3 s; is the database running?".to_owned())
+            let within = super::CONNECT_WITHIN.as_secs();
+            RegistryError::Unavailable(format!("no connection within {within} s; is the database running?"))
         }
         E::PoolClosed | E::WorkerCrashed => RegistryError::Unavailable("the connection is closed".to_owned()),
         E::Protocol(words) => RegistryError::Unavailable(format!("not understood: {words}")),

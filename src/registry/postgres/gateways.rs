@@ -1,5 +1,6 @@
 //! Who serves, and what each has applied.
 
+use sqlx::Connection;
 use sqlx::postgres::PgRow;
 
 use super::super::gateways::{taken, unknown};
@@ -58,14 +59,17 @@ pub(super) async fn report(
     Ok(found.rows_affected() == 1)
 }
 
-pub(super) async fn sign_off(registry: &Postgres, name: &str, instance: &str) -> Result<()> {
+/// In a transaction of its own: where its answer is lost, nobody may say that it has not happened.
+pub(super) async fn sign_off(registry: &Postgres, phase: &Phase, name: &str, instance: &str) -> Result<()> {
     let mut connection = registry.gateway().await?;
+    let mut transaction = connection.begin().await.map_err(error::read)?;
     sqlx::query("UPDATE gateways SET signed_off = now() WHERE name = $1 AND instance = $2")
         .bind(name)
         .bind(instance)
-        .execute(&mut *connection)
+        .execute(&mut *transaction)
         .await
         .map_err(error::read)?;
+    phase.commit(transaction).await.map_err(error::commit)?;
     connection.release();
     Ok(())
 }

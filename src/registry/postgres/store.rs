@@ -82,7 +82,7 @@ async fn fill(
 }
 
 /// Devices that are not active any more claim nothing. A claim that is written again changes nothing, or a retry after
-/// an unknown outcome would count a session that never was.
+/// an unknown outcome would count a session that never was; one that comes late takes no place from a newer session.
 async fn claim(connection: &mut PgConnection, batch: &Batch) -> Result<(), sqlx::Error> {
     if batch.claims.is_empty() {
         return Ok(());
@@ -98,7 +98,8 @@ async fn claim(connection: &mut PgConnection, batch: &Batch) -> Result<(), sqlx:
          ON CONFLICT (device) DO UPDATE SET
              gateway = excluded.gateway, session = excluded.session, epoch = p.epoch + excluded.epoch,
              since = excluded.since, last_seen = excluded.last_seen, peer = excluded.peer
-             WHERE p.session IS DISTINCT FROM excluded.session",
+             WHERE p.session IS DISTINCT FROM excluded.session
+                 AND NOT (excluded.device = ANY ($7) AND p.session IS NOT NULL AND p.since > excluded.since)",
     )
     .bind(claims.iter().map(|(claim, _)| claim.device.as_str()).collect::<Vec<_>>())
     .bind(claims.iter().map(|(claim, _)| clean(&claim.gateway)).collect::<Vec<_>>())
@@ -106,6 +107,13 @@ async fn claim(connection: &mut PgConnection, batch: &Batch) -> Result<(), sqlx:
     .bind(claims.iter().map(|(_, count)| *count).collect::<Vec<_>>())
     .bind(claims.iter().map(|(claim, _)| claim.at).collect::<Vec<_>>())
     .bind(claims.iter().map(|(claim, _)| clean(&claim.peer)).collect::<Vec<_>>())
+    .bind(
+        claims
+            .iter()
+            .filter(|(claim, _)| claim.late)
+            .map(|(claim, _)| claim.device.as_str())
+            .collect::<Vec<_>>(),
+    )
     .execute(connection)
     .await?;
     Ok(())

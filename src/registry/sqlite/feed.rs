@@ -63,35 +63,49 @@ pub(super) async fn changed(registry: &Sqlite, patience: Duration) -> Result<()>
 
 pub(super) async fn end(registry: &Sqlite) -> Result<Position> {
     let mut connection = registry.reader().await?;
-    let last =
-        sqlx::query_scalar("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0)")
-            .fetch_one(&mut *connection)
-            .await
-            .map_err(error::read)?;
-    Ok(Position { low: last, last, ..Position::default() })
+    let found = sqlx::query(
+        "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) AS last, tail.id, tail.ms
+         FROM (SELECT 1) LEFT JOIN (
+             SELECT id, CAST(round(julianday(at) * 86400000) AS INTEGER) AS ms FROM changes ORDER BY id DESC LIMIT 1
+         ) AS tail",
+    )
+    .fetch_one(&mut *connection)
+    .await
+    .map_err(error::read)?;
+    let last = rows::get(&found, "last")?;
+    let tail = rows::get::<Option<i64>>(&found, "ms")?.zip(rows::get::<Option<i64>>(&found, "id")?);
+    Ok(Position { low: last, last, tail, ..Position::default() })
 }
 
 pub(super) async fn read(registry: &Sqlite, position: &mut Position) -> Result<News> {
     let mut connection = registry.reader().await?;
-    // A gap: rows pruned that we may have needed, or ids that run backwards (an older state of this file).
+    // A gap: rows pruned that we may have needed; ids that run backwards (an older state of this file); a row that we read
+    // and that nobody pruned (an older state that has gone on since).
     let found = sqlx::query(
         "SELECT (SELECT pruned FROM feed) > ?1
-                    OR coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) < ?1 AS gap,
-                c.id, c.kind, c.subject, c.age
+                    OR coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'changes'), 0) < ?1
+                    OR (SELECT pruned FROM feed) < ?4 AND NOT EXISTS (
+                        SELECT 1 FROM changes WHERE id = ?4 AND CAST(round(julianday(at) * 86400000) AS INTEGER) = ?3
+                    ) AS gap,
+                c.id, c.kind, c.subject, c.age, c.ms
          FROM (SELECT 1) LEFT JOIN (
-             SELECT id, kind, subject, (julianday('now') - julianday(at)) * 86400.0 AS age FROM changes WHERE id > ?1 ORDER BY id LIMIT ?2
+             SELECT id, kind, subject, (julianday('now') - julianday(at)) * 86400.0 AS age,
+                 CAST(round(julianday(at) * 86400000) AS INTEGER) AS ms
+             FROM changes WHERE id > ?1 ORDER BY id LIMIT ?2
          ) AS c
          ORDER BY c.id",
     )
     .bind(position.low)
     .bind(PAGE + 1)
+    .bind(position.tail.map(|(ms, _)| ms))
+    .bind(position.tail.map(|(_, id)| id))
     .fetch_all(&mut *connection)
     .await
     .map_err(error::read)?;
     drop(connection);
 
     let mut news = News::default();
-    let mut low = position.low;
+    let (mut low, mut tail) = (position.low, position.tail);
     for (place, row) in (0i64..).zip(&found) {
         news.gap |= rows::get::<bool>(row, "gap")?;
         news.more = place == PAGE;
@@ -100,6 +114,7 @@ pub(super) async fn read(registry: &Sqlite, position: &mut Position) -> Result<N
             break;
         };
         low = id;
+        tail = Some((rows::get(row, "ms")?, id));
         match change(rows::get(row, "kind")?, rows::get(row, "subject")?) {
             Some(change) => {
                 news.changes.push(change);
@@ -112,7 +127,7 @@ pub(super) async fn read(registry: &Sqlite, position: &mut Position) -> Result<N
         *position = end(registry).await?;
         return Ok(News { gap: true, applied: applied(position), ..News::default() });
     }
-    *position = Position { low, last: low, ..Position::default() };
+    *position = Position { low, last: low, tail, ..Position::default() };
     news.applied = applied(position);
     Ok(news)
 }

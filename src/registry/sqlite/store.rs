@@ -42,7 +42,7 @@ pub(super) fn json(rows: &impl Serialize) -> Result<String> {
 }
 
 /// Devices that are not active any more claim nothing. A claim that is written again changes nothing, or a retry after
-/// an unknown outcome would count a session that never was.
+/// an unknown outcome would count a session that never was; one that comes late takes no place from a newer session.
 async fn claim(connection: &mut SqliteConnection, batch: &Batch) -> Result<()> {
     if batch.claims.is_empty() {
         return Ok(());
@@ -55,6 +55,7 @@ async fn claim(connection: &mut SqliteConnection, batch: &Batch) -> Result<()> {
             count,
             stamp(claim.at)?,
             clean(&claim.peer),
+            claim.late,
         ))
     });
     run(
@@ -62,7 +63,9 @@ async fn claim(connection: &mut SqliteConnection, batch: &Batch) -> Result<()> {
         "INSERT INTO presence (device, gateway, session, epoch, since, last_seen, peer)
          SELECT d.id, c.value->>1, c.value->>2, c.value->>3, c.value->>4, c.value->>4, c.value->>5
          FROM json_each(?1) AS c CROSS JOIN devices AS d ON d.id = c.value->>0 AND d.status = 'active'
-         WHERE true
+         WHERE NOT (c.value->>6 AND EXISTS (
+             SELECT 1 FROM presence AS p WHERE p.device = d.id AND p.session IS NOT NULL AND p.since > c.value->>4
+         ))
          ON CONFLICT (device) DO UPDATE SET
              gateway = excluded.gateway, session = excluded.session, epoch = epoch + excluded.epoch,
              since = excluded.since, last_seen = excluded.last_seen, peer = excluded.peer

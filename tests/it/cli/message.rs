@@ -25,6 +25,7 @@ async fn store(database: &Database, device: &str, channel: &str, ids: std::ops::
         gateway: "gateway-1".into(),
         peer: "192.0.2.7:4000".to_owned(),
         at: now,
+        late: false,
     };
     let received_ms = i64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap();
     let messages = ids

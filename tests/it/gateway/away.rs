@@ -226,7 +226,7 @@ async fn a_copy_that_may_not_serve_does_not() {
 
 #[tokio::test]
 async fn nobody_is_served_by_what_is_too_old() {
-    let (house, hooked) = hooked::house(|config| config.registry.max_staleness = seconds(3)).await;
+    let (house, hooked) = hooked::house(|config| config.registry.max_staleness = seconds(6)).await;
     let credentials = house.add_device("press-7").await;
     let mut device = Device::prove(&house, &credentials).await;
     leave(&hooked).await;

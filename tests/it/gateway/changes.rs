@@ -131,6 +131,20 @@ async fn new_limits_hold_for_live_sessions(db: Database) {
         device.expect("welcome").await["max_message_bytes"] == 65536
     })
     .await;
+    // What a session could not send when it began it may send as soon as it is told so.
+    set(r#"{"message_bytes":1024}"#).await;
+    let third = house.add_device("press-9").await;
+    let mut device = loop {
+        let mut device = Device::upgrade(&house, &third, UPGRADE).await;
+        if device.expect("welcome").await["max_message_bytes"] == 1024 {
+            break device;
+        }
+    };
+    device.hello().await;
+    set("{}").await;
+    assert_eq!(device.expect("limits").await["max_message_bytes"], 65536);
+    let seq = device.publish("long-2", json!("x".repeat(2000))).await;
+    device.acked(seq).await;
     // What cannot be read lets nobody in, and ends nobody else's session for good.
     house.db.execute(r#"UPDATE fleets SET limits = '{"speed":1}'"#).await.unwrap();
     eventually("refused", async || {

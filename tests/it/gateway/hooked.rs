@@ -58,6 +58,8 @@ pub(super) enum Failure {
     Unavailable,
     /// The commit happens, and its answer is lost.
     UnknownAfterCommit,
+    /// Nothing has happened, and nobody knows.
+    Unknown,
 }
 
 pub(super) struct Hooked {
@@ -148,6 +150,9 @@ impl Registry for Hooked {
             None => {}
             Some(Failure::Unavailable) => {
                 return Err(RegistryError::Unavailable("the test says so".to_owned()));
+            }
+            Some(Failure::Unknown) => {
+                return Err(RegistryError::Unknown("the test says so".to_owned()));
             }
             Some(Failure::UnknownAfterCommit) => {
                 self.asked()?.write(batch).await?;

@@ -121,6 +121,27 @@ async fn a_commit_that_was_unknown_and_is_tried_again_is_acked_once() {
 }
 
 #[tokio::test]
+async fn an_unknown_commit_is_no_reason_to_store_for_who_was_cut_meanwhile() {
+    let (house, hooked) = hooked::house(|_| {}).await;
+    let credentials = house.add_device("press-7").await;
+    let other = house.add_device("press-8").await;
+    let (mut device, mut honest) =
+        (Device::prove(&house, &credentials).await, Device::prove(&house, &other).await);
+    *hooked.fail_writes.lock().unwrap() = Some(Failure::Unknown);
+    device.publish("m1", json!(1)).await;
+    let seq = honest.publish("m2", json!(2)).await;
+    eventually("a failed try", async || log().contains("the store does not write")).await;
+    // The store, which judges devices and sessions, would take the message.
+    house.db.execute("UPDATE certificates SET status = 'revoked' WHERE device = 'press-7'").await.unwrap();
+    let (code, heard) = device.until_closed().await;
+    assert_eq!(code, Some(4004));
+    assert!(heard.iter().all(|message| message["op"] == "bye"), "{heard:?}");
+    *hooked.fail_writes.lock().unwrap() = None;
+    honest.acked(seq).await;
+    assert_eq!((house.stored_as("m1").await, house.stored_as("m2").await), (0, 1));
+}
+
+#[tokio::test]
 async fn a_full_queue_stops_reading_before_it_grows_and_nothing_is_lost() {
     let (house, hooked) = hooked::house(|config| {
         (config.limits.store_queue, config.limits.undecided) = (4, 8);

@@ -188,6 +188,7 @@ async fn a_session_of_another_gateway_fences(db: Database) {
         gateway: "gateway-2".into(),
         peer: "192.0.2.7:1".into(),
         at: from_now(0),
+        late: false,
     };
     let batch = doorward::registry::Batch { claims: vec![claim], ..Default::default() };
     house.db.registry.write(&batch).await.unwrap();

@@ -117,3 +117,23 @@ async fn a_report_from_ahead_of_the_feed_confirms_nothing() {
     assert!(registry.report("g1", "home.run", &applied).await.unwrap());
     assert!(confirmed().await);
 }
+
+#[tokio::test]
+async fn an_older_file_that_has_gone_on_is_a_gap() {
+    let (live, restored) = (Database::sqlite().await, Database::sqlite().await);
+    for db in [&live, &restored] {
+        add(&db.registry, &["a"]).await;
+    }
+    // The live one goes on, and so does what was restored, by other ways.
+    let mut position = live.registry.position().await.unwrap();
+    add(&live.registry, &["b"]).await;
+    assert!(!live.registry.read_changes(&mut position).await.unwrap().gap);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    add(&restored.registry, &["c", "d", "e"]).await;
+    let news = restored.registry.read_changes(&mut position.clone()).await.unwrap();
+    assert!(news.gap, "what was read last is not there: {position:?}");
+    // Where it was pruned it need not be.
+    assert!(!live.registry.read_changes(&mut position.clone()).await.unwrap().gap);
+    live.registry.prune_history(super::FAR, 100).await.unwrap();
+    assert!(!live.registry.read_changes(&mut position).await.unwrap().gap);
+}

@@ -1,6 +1,6 @@
 //! What a gateway writes: who may store, what is stored once, what is refused alone.
 
-use doorward::registry::{Act, Batch, Fate, MessageFilter, NewEvent, NewMessage};
+use doorward::registry::{Act, Batch, Claim, Fate, MessageFilter, NewEvent, NewMessage};
 use time::Duration;
 use time::macros::datetime;
 
@@ -22,6 +22,7 @@ contract!(
     messages_are_found,
     old_messages_go,
     old_history_goes,
+    a_claim_that_comes_late_takes_no_newer_place,
 );
 
 async fn write(db: &Database, messages: Vec<NewMessage>) -> Vec<Fate> {
@@ -264,4 +265,30 @@ async fn old_history_goes(db: Database) {
         changes + 1
     );
     assert_eq!(db.registry.prune_history(FAR, 100).await.unwrap(), 1);
+}
+
+async fn a_claim_that_comes_late_takes_no_newer_place(db: Database) {
+    let registry = &db.registry;
+    add(registry, &["a", "b", "c"]).await;
+    let claims = |claims: Vec<Claim>| Batch { claims, ..Batch::default() };
+    let hour = time::Duration::hours(1);
+    let newer = |id: &str| Claim { gateway: "g2".into(), at: NOON + hour, ..claim(id, "new") };
+    registry.write(&claims(vec![newer("a"), newer("b")])).await.unwrap();
+    registry.write(&Batch { releases: vec![(device("b"), "new".into())], ..Batch::default() }).await.unwrap();
+    let late = |id: &str| Claim { late: true, ..claim(id, "old") };
+    registry.write(&claims(vec![late("a"), late("b"), late("c")])).await.unwrap();
+    // Where nobody is connected the place is free.
+    let there = async |id: &str, session: &str| {
+        db.number(&format!("SELECT count(*) FROM presence WHERE device = '{id}' AND session = '{session}'"))
+            .await
+    };
+    assert_eq!((there("a", "new").await, there("b", "old").await, there("c", "old").await), (1, 1, 1));
+    // What comes at once is the newest, whatever the clocks say; and a late one that is newer takes its place.
+    registry.write(&claims(vec![claim("a", "third")])).await.unwrap();
+    assert_eq!(there("a", "third").await, 1);
+    registry
+        .write(&claims(vec![Claim { late: true, at: NOON + hour, ..claim("a", "fourth") }]))
+        .await
+        .unwrap();
+    assert_eq!(there("a", "fourth").await, 1);
 }
