@@ -321,6 +321,9 @@ pub struct News {
     pub more: bool,
     /// What has taken effect once all of this has, and no more is waiting.
     pub applied: Applied,
+    /// The oldest transaction that is neither committed nor rolled back, where there is one. It delays no change but its
+    /// own; what it holds up is the database's cleaning. Nothing in SQLite.
+    pub open: Option<i64>,
 }
 
 /// The registry. Every method has a deadline of its own and ends with [`RegistryError::Unavailable`] when it passes.

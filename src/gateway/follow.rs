@@ -32,6 +32,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 /// After a gap it takes a moment until the registry knows again which sessions are their devices' newest.
 const GAP_HEALS_WITHIN: Duration = Duration::from_secs(60);
+/// How long a transaction may be open in the database before that is worth a line.
+const OPEN_FOR: Duration = Duration::from_secs(60);
 /// Sessions whose records are looked up in one query.
 const JUDGED_AT_ONCE: usize = 256;
 /// What may pass between the last report and the moment at which the gateway knows that it is cut off.
@@ -70,6 +72,8 @@ pub(super) struct Follower {
     away: bool,
     /// What is known is too old, and that has been said.
     stale: bool,
+    /// The oldest open transaction, since when it is that, and whether that has been said.
+    open: Option<(i64, Duration, bool)>,
 }
 
 impl Follower {
@@ -100,6 +104,7 @@ impl Follower {
             effects: Arc::default(),
             away: false,
             stale: false,
+            open: None,
         };
         loop {
             match follower.look().await {
@@ -196,8 +201,10 @@ impl Follower {
             enrol(&gateway, &self.enrolment).await?;
             self.enrolled = true;
         }
-        let News { changes, ages, gap, more, applied } = gateway.registry.read_changes(&mut position).await?;
+        let News { changes, ages, gap, more, applied, open } =
+            gateway.registry.read_changes(&mut position).await?;
         self.position = Some(position.clone());
+        self.note_open(open, began.monotonic);
         self.due |= gap || !changes.is_empty();
         if gap {
             warn!(
@@ -230,6 +237,23 @@ impl Follower {
         }
         self.conclude(position, applied, began);
         Ok(Looked::End)
+    }
+
+    /// A transaction that stays open for long has been forgotten by somebody.
+    fn note_open(&mut self, open: Option<i64>, now: Duration) {
+        match (&mut self.open, open) {
+            (Some((known, since, said)), Some(open)) if *known == open => {
+                if !*said && now.saturating_sub(*since) >= OPEN_FOR {
+                    *said = true;
+                    warn!(
+                        transaction = open,
+                        "a transaction has been open in the registry's database for over a minute; no revocation waits for it, \
+                         but the database cannot clean up: pg_stat_activity and pg_prepared_xacts name it"
+                    );
+                }
+            }
+            (known, open) => *known = open.map(|open| (open, now, false)),
+        }
     }
 
     /// A change takes effect, or marks whom it concerns.

@@ -66,7 +66,7 @@ pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result
              ORDER BY c.xid, c.id
              LIMIT $4
          )
-         SELECT s.whole, s.xmin::text::bigint AS xmin,
+         SELECT s.whole, s.xmin::text::bigint AS xmin, s.xmax::text::bigint AS xmax,
                 s.xmin < s.low
                     OR EXISTS (SELECT FROM feed WHERE pruned >= s.low AND pruned < s.xmax AND pruned <> '0')
                     OR (SELECT last_value FROM changes_id_seq) < $3
@@ -93,6 +93,7 @@ pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result
     for (place, row) in (0i64..).zip(&found) {
         let xmin: i64 = rows::get(row, "xmin")?;
         news.applied = Applied(rows::get(row, "whole")?);
+        news.open = Some(xmin).filter(|xmin| rows::get::<i64>(row, "xmax").is_ok_and(|xmax| *xmin < xmax));
         news.gap |= rows::get::<bool>(row, "gap")?;
         news.more = place == PAGE;
         if news.more {
