@@ -47,6 +47,8 @@ pub enum Access {
     Create,
     /// Everything else: a SQLite file that does not exist is an error.
     Existing,
+    /// A gateway: its SQLite file may come later, with the disk that it is on; asked before, it is away.
+    Expected,
 }
 
 /// Opens the registry that a URL names. It makes no connection yet. Call it inside a tokio runtime.

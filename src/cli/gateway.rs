@@ -71,7 +71,7 @@ async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
     let _lock = hold(&home)?;
     let url = shared.database_url(&config)?;
     let registry =
-        registry::connect(&url, Access::Existing).map_err(|error| Failure::registry_at(&url, error))?;
+        registry::connect(&url, Access::Expected).map_err(|error| Failure::registry_at(&url, error))?;
     match registry.check_schema().await {
         Ok(()) => check_master(&*registry, &master).await?,
         // Whether it may serve without is the gateway's to know.
@@ -131,13 +131,20 @@ async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
 }
 
 async fn remove(shared: &Shared, name: &str) -> Outcome {
-    shared.registry().await?.remove_gateway(name).await?;
+    let registry = shared.registry().await?;
+    let row = registry.gateways(None).await?.into_iter().find(|row| row.name == name);
+    registry.remove_gateway(name).await?;
+    let until = row.filter(|row| row.may_serve).map(|row| output::time(row.serves_until));
     if shared.json {
-        return output::json(&json!({ "gateway": name, "removed": true }));
+        return output::json(&json!({ "gateway": name, "removed": true, "may_serve_until": until }));
     }
+    let still = until.map(|until| {
+        format!("; if it still runs, it ends as soon as it reaches the registry, and cut off from it, it may serve until {until}")
+    });
     output::say(format!(
-        "gateway '{}' is forgotten; if it still runs, it ends within seconds",
-        output::plain(name)
+        "gateway '{}' is forgotten, and no receipt waits for it{}",
+        output::plain(name),
+        still.unwrap_or_default()
     ));
     Ok(())
 }

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::Gateway;
 use super::sessions::Handle;
-use crate::registry::cache::Stuck;
+use crate::registry::cache::{Known, Stuck};
 use crate::registry::{Applied, Position, RegistryError};
 
 /// A confirmation waits this long for the sessions that end. They process nothing more either way.
@@ -47,6 +47,8 @@ struct Waiting {
     /// is not tried again: the database that answers next may be another than the one that it speaks of (a failover to an
     /// older copy), and would be told of changes that it has never had.
     owed: Option<(Vec<Arc<Handle>>, bool)>,
+    /// The registry does not know this run of the gateway.
+    lost_place: bool,
 }
 
 impl Effects {
@@ -69,6 +71,15 @@ impl Effects {
     /// Whether something waits for the next look.
     pub(super) fn are_owed(&self) -> bool {
         self.lock().owed.is_some()
+    }
+
+    /// Whether the registry did not know this run of the gateway.
+    pub(super) fn has_lost_place(&self) -> bool {
+        std::mem::take(&mut self.lock().lost_place)
+    }
+
+    fn lose_place(&self) {
+        self.lock().lost_place = true;
     }
 
     fn owe(&self, effect: Effect) {
@@ -99,7 +110,7 @@ struct Confirmer {
     failing: bool,
 }
 
-/// Confirms until it is stopped, or until another gateway has taken the name.
+/// Confirms until it is stopped.
 pub(super) async fn run(
     gateway: Arc<Gateway>,
     effects: Arc<Effects>,
@@ -123,7 +134,6 @@ pub(super) async fn run(
                 }
             }
             Ok(false) => confirmer.effects.owe(effect),
-            Err(error @ RegistryError::Refused(_)) => return Err(error),
             Err(error) => {
                 // Where the registry is away, the follower says so.
                 if !confirmer.gateway.sight.is_away() && !std::mem::replace(&mut confirmer.failing, true) {
@@ -148,11 +158,10 @@ impl Confirmer {
         effect.ended.clear();
         self.keep(effect).await?;
         if effect.due {
-            let name = &gateway.settings.gateway;
-            if !gateway.registry.report(name, &gateway.instance, &effect.applied).await? {
-                let words =
-                    format!("another gateway has taken the name '{name}'; give each its own gateway.name");
-                return Err(RegistryError::Refused(words));
+            if !gateway.registry.report(&gateway.settings.gateway, &gateway.instance, &effect.applied).await?
+            {
+                self.effects.lose_place();
+                return Ok(false);
             }
             gateway.sight.reported(effect.began);
         }
@@ -168,8 +177,13 @@ impl Confirmer {
         let due = since.is_none_or(|since| since >= every || since >= KEEP_NEWS_EVERY && cache.has_news());
         if due || cache.must_forget() {
             // What the registry has been told, not what is about to be: receipts count this gateway by that.
-            let known_at = self.gateway.sight.known().wall;
-            cache.keep(&effect.position, known_at).await.map_err(stuck)?;
+            let known = Known {
+                position: effect.position.clone(),
+                known_at: self.gateway.sight.known().wall,
+                max_staleness: self.gateway.config.registry.max_staleness.0,
+                signed_off: false,
+            };
+            cache.keep(&known).await.map_err(stuck)?;
             self.kept = Some(now);
         }
         Ok(())

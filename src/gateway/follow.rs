@@ -131,11 +131,13 @@ impl Follower {
         let Some(age) = now.checked_sub(known.known_at.as_duration()) else {
             return refused("and the clock is behind the last time this gateway saw it: set the clock");
         };
-        if age >= self.gateway.config.registry.max_staleness.0 {
+        // Receipts count it for as long as it has said then, whatever the configuration says now.
+        let most = known.max_staleness.min(self.gateway.config.registry.max_staleness.0);
+        if age >= most {
             return refused("and what this gateway knows of it is older than registry.max_staleness");
         }
         warn!(%error, seconds = age.as_secs(), "the registry does not answer; devices are let in by what was known of it");
-        self.gateway.sight.remember(age);
+        self.gateway.sight.remember(age, most);
         self.away = true;
         Ok(self)
     }
@@ -150,10 +152,16 @@ impl Follower {
             };
             let failed = match looked {
                 Ok(Looked::More) => continue,
-                Ok(Looked::End) => false,
+                Ok(Looked::End) => {
+                    if gateway.sight.is_unheard() {
+                        let words = "its reports have not been taken for too long: no receipt counts this gateway any more";
+                        self.cut_off(&RegistryError::Unavailable(words.to_owned())).await;
+                    }
+                    false
+                }
                 Err(error) if is_final(&error) => return Err(error),
                 Err(error) => {
-                    self.cut_off(&error);
+                    self.cut_off(&error).await;
                     true
                 }
             };
@@ -225,6 +233,17 @@ impl Follower {
         self.judge_suspects(began).await?;
         if more {
             return Ok(Looked::More);
+        }
+        if self.effects.has_lost_place() {
+            // After a gap it is an older registry that does not know this run. Without one somebody has said so.
+            if self.gap.is_none_or(|gap| began.monotonic.saturating_sub(gap) >= GAP_HEALS_WITHIN) {
+                let name = &gateway.settings.gateway;
+                return Err(RegistryError::Refused(format!(
+                    "this gateway was removed from the registry, or another one has taken the name '{name}'; give each its own \
+                     gateway.name"
+                )));
+            }
+            self.unknown = true;
         }
         if self.unknown {
             gateway.registry.enrol(&self.enrolment).await?;
@@ -364,11 +383,14 @@ impl Follower {
     }
 
     /// What was known grows old: when it is too old, nobody is served by it any more.
-    fn cut_off(&mut self, error: &RegistryError) {
-        let gateway = &self.gateway;
+    async fn cut_off(&mut self, error: &RegistryError) {
+        let gateway = Arc::clone(&self.gateway);
         gateway.sight.lost();
         let new = !std::mem::replace(&mut self.away, true);
         gateway.lookups.give_up(error);
+        if new && let Err(error) = gateway.cache.flush().await {
+            warn!(%error, "what was heard last is not in the copy of records");
+        }
         let stale = gateway.sight.is_stale();
         if new && !stale {
             warn!(%error, "the registry does not answer; sessions go on, and devices are let in by what was known of it");

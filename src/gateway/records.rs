@@ -23,6 +23,10 @@ impl Gateway {
         &self,
         certificate: &Fingerprint,
     ) -> Result<(Option<Record>, Source), RegistryError> {
+        if self.sight.is_unheard() {
+            let words = "it does not take this gateway's reports, and counts it no more".to_owned();
+            return Err(RegistryError::Unavailable(words));
+        }
         let away = if self.sight.is_away() {
             RegistryError::Unavailable(
                 "it is away, and this device is not among those it has told of".to_owned(),
@@ -39,7 +43,7 @@ impl Gateway {
                 Err(error) => return Err(error),
             }
         };
-        if self.sight.age() >= self.config.registry.max_staleness.0 {
+        if self.sight.is_old() {
             let words = "what is known of it is older than registry.max_staleness".to_owned();
             return Err(RegistryError::Unavailable(words));
         }

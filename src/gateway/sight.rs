@@ -7,16 +7,21 @@ use doorward_proto::time::Moment;
 
 use crate::clock;
 
+/// Reports may be late by this. Less than what the registry adds to what a gateway may serve.
+const UNHEARD: Duration = Duration::from_secs(10);
+
 /// What is known of the registry's feed.
 #[derive(Debug)]
 pub(crate) struct Sight {
     /// `registry.max_staleness`.
-    most: Duration,
+    configured: Duration,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct State {
+    /// How old what is known may be: as the registry was told.
+    most: Duration,
     /// All that had changed before this moment is known here, and the registry has been told so.
     known: Moment,
     /// What had passed at that moment since it was true: not zero where it was noted by an earlier run.
@@ -29,25 +34,26 @@ struct State {
 
 impl Sight {
     /// Nothing is known before the first look.
-    pub(crate) fn new(most: Duration) -> Self {
-        let state = State { known: clock::now(), age: Duration::MAX, looked: None, away: true };
-        Self { most, state: Mutex::new(state) }
+    pub(crate) fn new(configured: Duration) -> Self {
+        let state =
+            State { most: configured, known: clock::now(), age: Duration::MAX, looked: None, away: true };
+        Self { configured, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An earlier run of this gateway knew everything until so long ago.
-    pub(super) fn remember(&self, age: Duration) {
+    /// An earlier run of this gateway knew everything until so long ago, and said that it may serve that for so long.
+    pub(super) fn remember(&self, age: Duration, most: Duration) {
         let mut state = self.lock();
-        (state.known, state.age) = (clock::now(), age);
+        (state.known, state.age, state.most) = (clock::now(), age, most);
     }
 
     /// All that had changed before `began` is known, and the registry has been told so.
     pub(super) fn reported(&self, began: Moment) {
         let mut state = self.lock();
-        (state.known, state.age) = (began, Duration::ZERO);
+        (state.known, state.age, state.most) = (began, Duration::ZERO, self.configured);
     }
 
     /// The feed has been read up to its end, by a look that began then.
@@ -87,8 +93,18 @@ impl Sight {
         age.saturating_add(monotonic.max(wall))
     }
 
+    /// Whether what is known is too old to serve anybody by while the registry is away.
+    pub(crate) fn is_old(&self) -> bool {
+        self.age() >= self.lock().most
+    }
+
     /// Whether the registry is away and what is known of it is too old to serve anybody by.
-    pub(crate) fn is_stale(&self) -> bool {
-        self.is_away() && self.age() >= self.most
+    pub(super) fn is_stale(&self) -> bool {
+        self.is_away() && self.is_old()
+    }
+
+    /// Whether it has been read but not told so for so long that it does not count this gateway any more.
+    pub(crate) fn is_unheard(&self) -> bool {
+        self.age() >= self.lock().most.saturating_add(UNHEARD)
     }
 }

@@ -38,6 +38,8 @@ pub(crate) struct Known {
     pub(crate) position: Position,
     /// When all before it was known.
     pub(crate) known_at: NumericDate,
+    /// For how long after that it may serve, as the registry was told.
+    pub(crate) max_staleness: Duration,
     /// The gateway has told the registry that it serves nobody any more: no receipt counts it, so nobody may be let in
     /// by what is kept before the registry has been read again.
     pub(crate) signed_off: bool,
@@ -202,7 +204,7 @@ impl Cache {
 
     /// Writes what is new, durably, with how far it is known to be right. A file that cannot be written is given up, and
     /// made anew after a minute.
-    pub(crate) async fn keep(&self, position: &Position, known_at: NumericDate) -> Result<(), Stuck> {
+    pub(crate) async fn keep(&self, known: &Known) -> Result<(), Stuck> {
         let mut state = self.state.lock().await;
         if let State::Gone(since) = &*state
             && clock::now().monotonic.saturating_sub(*since) >= RETRY
@@ -211,9 +213,8 @@ impl Cache {
             self.empty.store(matches!(&*state, State::Open(_)), Ordering::SeqCst);
         }
         let news = std::mem::take(&mut *self.news());
-        let known = Known { position: position.clone(), known_at, signed_off: false };
         let written = match &mut *state {
-            State::Open(file) => file.write(&news, Some(&known)).await,
+            State::Open(file) => file.write(&news, Some(known)).await,
             State::Gone(_) => return Ok(()),
             State::Stuck => return self.remove(&mut state),
         };

@@ -14,10 +14,13 @@ mod rows;
 mod schema;
 mod store;
 
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use doorward_pki::Fingerprint;
 use doorward_proto::ids::{DeviceId, FleetId};
@@ -47,12 +50,21 @@ const RETRY: Duration = Duration::from_millis(100);
 /// A registry in a SQLite file.
 #[derive(Debug)]
 pub struct Sqlite {
-    writer: SqlitePool,
-    readers: SqlitePool,
-    watch: feed::Watch,
+    path: PathBuf,
+    file: ArcSwap<OpenFile>,
     /// Who acts, as operators' transactions claim.
     actor: String,
     place: String,
+}
+
+/// The connections to a file, and which file it was.
+#[derive(Debug)]
+struct OpenFile {
+    /// Device and inode; `None` where there was none yet.
+    id: Option<(u64, u64)>,
+    writer: SqlitePool,
+    readers: SqlitePool,
+    watch: feed::Watch,
 }
 
 impl Sqlite {
@@ -63,6 +75,43 @@ impl Sqlite {
     /// [`RegistryError::Unavailable`] where there is no file, or none can be made.
     pub fn open(path: &Path, access: Access) -> Result<Self> {
         find(path, access)?;
+        Ok(Self {
+            path: path.to_owned(),
+            file: ArcSwap::from_pointee(OpenFile::new(path, id_of(path).ok())),
+            actor: os_user(),
+            place: path.display().to_string(),
+        })
+    }
+
+    /// The connections to the file that has the name now. A backup that was put into its place is another file: whoever
+    /// went on with the old one would write where nobody reads.
+    fn current(&self) -> Result<Arc<OpenFile>> {
+        let id = id_of(&self.path).map_err(|error| missing(&self.path, &error))?;
+        let file = self.file.load_full();
+        if file.id == Some(id) {
+            return Ok(file);
+        }
+        if file.id.is_some() {
+            tracing::warn!(path = %self.path.display(), "another file has the registry's name; it is read afresh");
+        }
+        let file = Arc::new(OpenFile::new(&self.path, Some(id)));
+        let old = self.file.swap(Arc::clone(&file));
+        tokio::spawn(async move { tokio::join!(old.writer.close(), old.readers.close()) });
+        Ok(file)
+    }
+
+    async fn reader(&self) -> Result<PoolConnection<sqlx::Sqlite>> {
+        self.current()?.readers.acquire().await.map_err(error::read)
+    }
+
+    /// The write lock is taken at once: a transaction that first reads and then wants to write could be refused half-way.
+    async fn begin(&self) -> Result<Transaction<'static, sqlx::Sqlite>> {
+        self.current()?.writer.begin_with("BEGIN IMMEDIATE").await.map_err(error::read)
+    }
+}
+
+impl OpenFile {
+    fn new(path: &Path, id: Option<(u64, u64)>) -> Self {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(false)
@@ -83,23 +132,27 @@ impl Sqlite {
                 .acquire_timeout(QUERY_DEADLINE)
                 .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
         };
-        Ok(Self {
+        Self {
+            id,
             writer: pool(1).connect_lazy_with(durable),
             readers: pool(READERS).connect_lazy_with(read_only.clone()),
             watch: feed::Watch::new(read_only),
-            actor: os_user(),
-            place: path.display().to_string(),
-        })
+        }
     }
+}
 
-    async fn reader(&self) -> Result<PoolConnection<sqlx::Sqlite>> {
-        self.readers.acquire().await.map_err(error::read)
-    }
+fn id_of(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::metadata(path).map(|file| (file.dev(), file.ino()))
+}
 
-    /// The write lock is taken at once: a transaction that first reads and then wants to write could be refused half-way.
-    async fn begin(&self) -> Result<Transaction<'static, sqlx::Sqlite>> {
-        self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(error::read)
-    }
+fn missing(path: &Path, error: &io::Error) -> RegistryError {
+    let shown = path.display();
+    RegistryError::Unavailable(match error.kind() {
+        io::ErrorKind::NotFound => format!(
+            "there is no database at {shown}; if its disk is not mounted, mount it; 'doorward init' makes a new one"
+        ),
+        _ => format!("{shown}: {error}"),
+    })
 }
 
 fn find(path: &Path, access: Access) -> Result<()> {
@@ -110,10 +163,8 @@ fn find(path: &Path, access: Access) -> Result<()> {
         )));
     }
     match access {
-        Access::Existing if path.exists() => Ok(()),
-        Access::Existing => Err(RegistryError::Unavailable(format!(
-            "there is no database at {shown}; run 'doorward init' to make it"
-        ))),
+        Access::Expected => Ok(()),
+        Access::Existing => id_of(path).map(drop).map_err(|error| missing(path, &error)),
         Access::Create => {
             match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
                 Ok(_) => Ok(()),

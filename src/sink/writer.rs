@@ -22,8 +22,8 @@ use crate::registry::{Batch, Claim, Fate, NewMessage, Registry, RegistryError};
 const MAX_BATCH: usize = 1024;
 /// Messages for subscriptions before those who get them have a turn to send them on: far fewer than a mailbox holds.
 const MAX_DELIVERED: u32 = 64;
-/// A claim that is older has waited out something: an outage, or a gap after which it is made again.
-const LATE: Duration = Duration::from_secs(10);
+/// A claim that is older has waited for something: an outage, or a gap after which it is made again.
+const LATE: Duration = Duration::from_secs(1);
 /// Between tries of a transaction that failed.
 const RETRY: Duration = Duration::from_millis(200);
 

@@ -36,6 +36,7 @@ const LAYOUT: &str = "
         registry TEXT NOT NULL,
         position TEXT,
         known_at INTEGER NOT NULL DEFAULT 0,
+        max_staleness INTEGER NOT NULL DEFAULT 0,
         signed_off INTEGER NOT NULL DEFAULT 1
     ) STRICT;
     PRAGMA user_version = 2;
@@ -98,15 +99,18 @@ impl File {
     }
 
     pub(super) async fn known(&mut self) -> Result<Option<Known>, sqlx::Error> {
-        let row =
-            sqlx::query("SELECT position, known_at, signed_off FROM known").fetch_one(&mut self.0).await?;
+        let row = sqlx::query("SELECT position, known_at, max_staleness, signed_off FROM known")
+            .fetch_one(&mut self.0)
+            .await?;
         let position: Option<String> = row.try_get("position")?;
         let known_at: i64 = row.try_get("known_at")?;
+        let max_staleness: i64 = row.try_get("max_staleness")?;
         let signed_off = row.try_get("signed_off")?;
         let position = position.and_then(|text| serde_json::from_str(&text).ok());
         Ok(position.map(|(low, seen, last, tail)| Known {
             position: Position { low, seen, last, tail },
             known_at: NumericDate::since_epoch(Duration::from_millis(u64::try_from(known_at).unwrap_or(0))),
+            max_staleness: Duration::from_millis(u64::try_from(max_staleness).unwrap_or(0)),
             signed_off,
         }))
     }
@@ -145,11 +149,18 @@ impl File {
         if !news.records.is_empty() {
             add(&mut transaction, news).await?;
         }
-        if let Some(Known { position: Position { low, seen, last, tail }, known_at, signed_off }) = known {
-            sqlx::query("UPDATE known SET position = ?1, known_at = ?2, signed_off = ?3")
+        if let Some(Known {
+            position: Position { low, seen, last, tail },
+            known_at,
+            max_staleness,
+            signed_off,
+        }) = known
+        {
+            sqlx::query("UPDATE known SET position = ?1, known_at = ?2, signed_off = ?3, max_staleness = ?4")
                 .bind(json!([low, seen, last, tail]).to_string())
                 .bind(known_at.as_millis())
                 .bind(signed_off)
+                .bind(i64::try_from(max_staleness.as_millis()).unwrap_or(i64::MAX))
                 .execute(&mut *transaction)
                 .await?;
         }

@@ -35,8 +35,13 @@ fn of(name: &str) -> Fingerprint {
     Fingerprint::of(name.as_bytes())
 }
 
-fn at(last: i64) -> Position {
-    Position { low: last, last, seen: [(3, 4)].into(), tail: Some((5, 6)) }
+fn at(last: i64) -> Known {
+    Known {
+        position: Position { low: last, last, seen: [(3, 4)].into(), tail: Some((5, 6)) },
+        known_at: NOON,
+        max_staleness: Duration::from_secs(60),
+        signed_off: false,
+    }
 }
 
 const NOON: NumericDate = NumericDate::since_epoch(Duration::from_secs(1_800_000_000));
@@ -57,12 +62,12 @@ async fn a_record_comes_back_as_it_was_given() {
     cache.flush().await.unwrap();
     assert_eq!(cache.find(&of("a")).await, None);
     cache.put(&of("a"), Entry::of(&a));
-    cache.keep(&at(7), NOON).await.unwrap();
+    cache.keep(&at(7)).await.unwrap();
     cache.put(&of("b"), Entry::of(&b));
     cache.flush().await.unwrap();
     drop(cache);
     let cache = open(folder.path()).await;
-    assert_eq!(cache.known().await, Some(Known { position: at(7), known_at: NOON, signed_off: false }));
+    assert_eq!(cache.known().await, Some(at(7)));
     assert_eq!(cache.find(&of("a")).await, Some(a));
     assert_eq!(cache.find(&of("b")).await, Some(b));
     assert_eq!(cache.find(&of("c")).await, None);
@@ -79,7 +84,7 @@ async fn what_is_forgotten_is_not_found_whether_that_is_written_or_not() {
     for (name, fleet) in [("a", "default"), ("b", "hall"), ("c", "yard"), ("d", "yard")] {
         put(name, fleet);
     }
-    cache.keep(&at(1), NOON).await.unwrap();
+    cache.keep(&at(1)).await.unwrap();
     cache.forget_device(&DeviceId::new("a").unwrap());
     cache.forget_fleet(&FleetId::new("hall").unwrap());
     assert!(cache.must_forget());
@@ -89,7 +94,7 @@ async fn what_is_forgotten_is_not_found_whether_that_is_written_or_not() {
     // Newer than what made it forget.
     put("a", "hall");
     assert!(cache.find(&of("a")).await.is_some());
-    cache.keep(&at(2), NOON).await.unwrap();
+    cache.keep(&at(2)).await.unwrap();
     assert!(!cache.must_forget() && !cache.has_news());
     assert!(cache.find(&of("a")).await.is_some() && cache.find(&of("b")).await.is_none());
     cache.forget_all();
@@ -98,7 +103,7 @@ async fn what_is_forgotten_is_not_found_whether_that_is_written_or_not() {
     drop(cache);
     // Nothing of that was written: it stands where it stood, at its position.
     let cache = open(folder.path()).await;
-    assert_eq!(cache.known().await.unwrap().position, at(2));
+    assert_eq!(cache.known().await.unwrap(), at(2));
     assert!(cache.find(&of("c")).await.is_some());
 }
 
@@ -115,14 +120,14 @@ async fn a_file_that_cannot_be_written_is_removed() {
     let folder = tempfile::tempdir().unwrap();
     let cache = open(folder.path()).await;
     cache.put(&of("a"), Entry::of(&record("a", "default")));
-    cache.keep(&at(1), NOON).await.unwrap();
+    cache.keep(&at(1)).await.unwrap();
     spoil(folder.path()).await;
     cache.forget_device(&DeviceId::new("a").unwrap());
-    cache.keep(&at(2), NOON).await.unwrap();
+    cache.keep(&at(2)).await.unwrap();
     assert!(!folder.path().join(NAME).exists());
     // Until it is made anew, nothing is kept.
     cache.put(&of("b"), Entry::of(&record("b", "default")));
-    cache.keep(&at(3), NOON).await.unwrap();
+    cache.keep(&at(3)).await.unwrap();
     assert_eq!((cache.find(&of("b")).await, cache.known().await), (None, None));
     assert!(!cache.is_empty_again());
 }
@@ -132,14 +137,14 @@ async fn a_file_that_can_neither_be_written_nor_removed_lets_nothing_be_confirme
     let folder = tempfile::tempdir().unwrap();
     let cache = open(folder.path()).await;
     cache.put(&of("a"), Entry::of(&record("a", "default")));
-    cache.keep(&at(1), NOON).await.unwrap();
+    cache.keep(&at(1)).await.unwrap();
     spoil(folder.path()).await;
     // In the way of its removal.
     let obstacle = folder.path().join(format!("{NAME}-journal"));
     std::fs::create_dir_all(obstacle.join("x")).unwrap();
     for n in 2..5 {
         cache.forget_device(&DeviceId::new("a").unwrap());
-        cache.keep(&at(n), NOON).await.unwrap_err();
+        cache.keep(&at(n)).await.unwrap_err();
         cache.flush().await.unwrap_err();
         cache.set_signed_off(true).await.unwrap_err();
     }
@@ -148,7 +153,7 @@ async fn a_file_that_can_neither_be_written_nor_removed_lets_nothing_be_confirme
         "nor does another run begin with it"
     );
     std::fs::remove_dir_all(&obstacle).unwrap();
-    cache.keep(&at(5), NOON).await.unwrap();
+    cache.keep(&at(5)).await.unwrap();
     assert!(!folder.path().join(NAME).exists());
 }
 
@@ -159,7 +164,7 @@ async fn of_another_registry_of_another_layout_or_broken_it_is_made_anew() {
     let filled = async || {
         let cache = open(folder.path()).await;
         cache.put(&of("a"), Entry::of(&record("a", "default")));
-        cache.keep(&at(1), NOON).await.unwrap();
+        cache.keep(&at(1)).await.unwrap();
         assert!(cache.find(&of("a")).await.is_some());
     };
     filled().await;

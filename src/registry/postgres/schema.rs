@@ -14,6 +14,7 @@ fn migrations() -> Migrator {
         ("audit", include_str!("../../../migrations/postgres/0003_audit.sql")),
         ("roles", include_str!("../../../migrations/postgres/0004_roles.sql")),
         ("amendments", include_str!("../../../migrations/postgres/0005_amendments.sql")),
+        ("limits", include_str!("../../../migrations/postgres/0006_limits.sql")),
     ]);
     migrator.create_schema("doorward");
     migrator

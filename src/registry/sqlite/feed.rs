@@ -55,7 +55,7 @@ async fn version(connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> 
 }
 
 pub(super) async fn changed(registry: &Sqlite, patience: Duration) -> Result<()> {
-    match tokio::time::timeout(patience, registry.watch.next()).await {
+    match tokio::time::timeout(patience, registry.current()?.watch.next()).await {
         Ok(Ok(())) | Err(_) => Ok(()),
         Ok(Err(error)) => Err(error::read(error)),
     }

@@ -208,6 +208,10 @@ async fn a_copy_that_may_not_serve_does_not() {
     for (sql, because) in [
         ("UPDATE known SET known_at = known_at - 86400000", "older than registry.max_staleness"),
         ("UPDATE known SET known_at = known_at + 2 * 86400000", "the clock is behind"),
+        (
+            "UPDATE known SET known_at = known_at - 2 * 86400000, max_staleness = 1000",
+            "older than registry.max_staleness",
+        ),
         ("UPDATE known SET registry = 'another one'", "the test says so"),
     ] {
         in_copy(&house, sql).await;
@@ -294,4 +298,66 @@ async fn a_certificate_that_nobody_recorded_is_asked_for_once_and_let_in_as_soon
 /// What a device hears that asks for something else: 401 as long as nobody knows it, and then 404.
 async fn refused_path(house: &House, credentials: &Credentials) -> u16 {
     request(house, credentials, &UPGRADE.replace("/v1/device", "/v1/other")).await.unwrap().status
+}
+
+#[tokio::test]
+async fn what_was_heard_last_is_kept_when_the_registry_goes_away() {
+    let (mut house, hooked) = hooked::house(|_| {}).await;
+    let credentials = house.add_device("press-7").await;
+    drop(Device::prove(&house, &credentials).await);
+    // Before the copy is written by itself.
+    leave(&hooked).await;
+    eventually("it is written", async || in_copy(&house, "SELECT count(*) FROM records").await == 1).await;
+    house.restart().await;
+    Device::prove(&house, &credentials).await;
+}
+
+#[tokio::test]
+async fn a_gateway_whose_reports_are_not_taken_serves_no_longer_than_receipts_count_it() {
+    let (house, hooked) = hooked::house(|config| config.registry.max_staleness = seconds(1)).await;
+    let credentials = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &credentials).await;
+    hooked.fail_reports.store(true, Ordering::SeqCst);
+    eventually("it is said", async || log().contains("what has taken effect cannot be confirmed")).await;
+    device.hello().await;
+    device.closed_with_bye(1001).await;
+    assert!(is_unavailable(&refused(&house, &credentials).await));
+    hooked.fail_reports.store(false, Ordering::SeqCst);
+    eventually("it is taken again", async || log().contains("what takes effect is confirmed again")).await;
+    Device::prove(&house, &credentials).await;
+}
+
+/// A copy of the registry's file takes its place, as a restored backup does.
+#[tokio::test]
+async fn a_registry_file_that_is_replaced_is_read_afresh() {
+    let house = House::start().await;
+    let [kept, later] = [house.add_device("press-7").await, house.add_device("press-9").await];
+    let mut device = Device::prove(&house, &kept).await;
+    eventually("presence", async || house.db.number("SELECT count(*) FROM presence").await == 1).await;
+    let path = house.db.url.path().unwrap().to_owned();
+    let backup = path.with_extension("bak");
+    house.db.execute(&format!("VACUUM INTO '{}'", backup.display())).await.unwrap();
+    let mut revoked = Device::prove(&house, &later).await;
+    // In the backup the device is revoked: by whoever restores it.
+    let mut file = sqlx::SqliteConnection::connect(&backup.display().to_string()).await.unwrap();
+    sqlx::query("UPDATE devices SET status = 'revoked' WHERE id = 'press-9'")
+        .execute(&mut file)
+        .await
+        .unwrap();
+    file.close().await.unwrap();
+    for suffix in ["-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
+    }
+    std::fs::rename(&backup, &path).unwrap();
+    assert_eq!(revoked.until_closed().await.0, Some(4003));
+    let seq = device.publish("m1", json!(1)).await;
+    device.acked(seq).await;
+    let mut file = sqlx::SqliteConnection::connect(&path.display().to_string()).await.unwrap();
+    let stored: i64 = sqlx::query_scalar("SELECT count(*) FROM messages").fetch_one(&mut file).await.unwrap();
+    assert_eq!(stored, 1, "in the file that has the name now");
+    // Gone altogether, it is away.
+    std::fs::remove_file(&path).unwrap();
+    eventually("it is away", async || log().contains("there is no database at")).await;
+    device.publish("m2", json!(1)).await;
+    assert_eq!(device.rejected().await.1, "unavailable");
 }

@@ -8,7 +8,7 @@ use doorward::registry::Act;
 use serde_json::{Value, json};
 
 use super::hooked;
-use crate::support::database::Database;
+use crate::support::database::{Database, Sql};
 use crate::support::device::{Device, Heard, TLS13, UPGRADE, dial, problem_of, request, tls};
 use crate::support::house::{House, eventually};
 
@@ -146,7 +146,14 @@ async fn new_limits_hold_for_live_sessions(db: Database) {
     let seq = device.publish("long-2", json!("x".repeat(2000))).await;
     device.acked(seq).await;
     // What cannot be read lets nobody in, and ends nobody else's session for good.
-    house.db.execute(r#"UPDATE fleets SET limits = '{"speed":1}'"#).await.unwrap();
+    let unreadable = r#"UPDATE fleets SET limits = '{"speed":1}'"#;
+    house.db.execute(unreadable).await.unwrap_err();
+    let off = match &house.db.sql {
+        Sql::Sqlite(_) => "DROP TRIGGER fleets_limits_update",
+        Sql::Postgres(_) => "ALTER TABLE fleets DROP CONSTRAINT limits_hold",
+    };
+    house.db.execute(off).await.unwrap();
+    house.db.execute(unreadable).await.unwrap();
     eventually("refused", async || {
         let answer = request(&house, &other, &UPGRADE.replace("/v1/device", "/v1/device?key=1")).await;
         answer.is_ok_and(|answer| problem_of(&answer) == "unavailable")

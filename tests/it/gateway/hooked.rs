@@ -73,6 +73,7 @@ pub(super) struct Hooked {
     pub(super) look_up_sizes: Mutex<Vec<usize>>,
     /// The feed does not answer.
     pub(super) fail_changes: AtomicBool,
+    pub(super) fail_reports: AtomicBool,
     /// Whoever follows the feed dies of it.
     pub(super) panic_in_changes: AtomicBool,
     /// Writes wait here before they begin.
@@ -104,6 +105,7 @@ pub(super) async fn house_on(db: Database, edit: impl FnOnce(&mut Config)) -> (H
         fail_look_ups: AtomicBool::new(false),
         look_up_sizes: Mutex::new(Vec::new()),
         fail_changes: AtomicBool::new(false),
+        fail_reports: AtomicBool::new(false),
         panic_in_changes: AtomicBool::new(false),
         writes: Gate::new(),
         fail_writes: Mutex::new(None),
@@ -193,6 +195,9 @@ impl Registry for Hooked {
         self.asked()?.enrol(gateway).await
     }
     async fn report(&self, name: &str, instance: &str, applied: &Applied) -> Result<bool> {
+        if self.fail_reports.load(Ordering::SeqCst) {
+            return Err(RegistryError::Forbidden("the test says so".to_owned()));
+        }
         self.asked()?.report(name, instance, applied).await
     }
     async fn sign_off(&self, name: &str, instance: &str) -> Result<()> {

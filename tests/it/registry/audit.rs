@@ -112,7 +112,7 @@ async fn plain_sql_leaves_a_row(db: Database) {
         "UPDATE devices SET status = 'suspended', reason = 'by hand' WHERE id < 'c'",
         "UPDATE certificates SET status = 'revoked', reason = 'lost' WHERE device = 'a'",
         "UPDATE hmac_keys SET state = 'retired' WHERE device = 'a'",
-        "UPDATE fleets SET limits = '{\"rate\": 1}'",
+        "UPDATE fleets SET limits = '{\"rate_burst\": 1}'",
         "INSERT INTO fleets (id, policy) VALUES ('x', '{}')",
         "UPDATE devices SET fleet = 'x', attributes = '{\"n\": 1}' WHERE id = 'c'",
         "UPDATE devices SET attributes = '{}' WHERE id = 'c'",

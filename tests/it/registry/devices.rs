@@ -18,6 +18,7 @@ contract!(
     what_a_row_says_stays,
     the_schema_refuses_nonsense,
     a_kick_needs_a_device,
+    limits_that_no_gateway_reads_are_refused,
 );
 
 async fn fleets_hold_a_policy(db: Database) {
@@ -329,4 +330,46 @@ async fn a_kick_needs_a_device(db: Database) {
     registry.set_status(&device("a"), Act::Revoke, None).await.unwrap();
     let error = registry.kick(&device("a")).await.unwrap_err();
     assert!(matches!(error, RegistryError::Refused(_)), "{error:?}");
+}
+
+async fn limits_that_no_gateway_reads_are_refused(db: Database) {
+    let set = async |limits: &str| {
+        let update = db.execute(&format!("UPDATE fleets SET limits = '{limits}'")).await;
+        let insert = db
+            .execute(&format!("INSERT INTO fleets (id, policy, limits) VALUES ('f', '{{}}', '{limits}')"))
+            .await;
+        assert_eq!(update.is_ok(), insert.is_ok(), "{limits}: {update:?} {insert:?}");
+        db.execute("DELETE FROM fleets WHERE id = 'f'").await.unwrap();
+        let readable = doorward_proto::limits::FleetLimits::parse(limits).is_ok();
+        assert_eq!(update.is_ok(), readable, "{limits}: {update:?}");
+        readable
+    };
+    for limits in [
+        "{}",
+        r#"{"rate_per_second":1}"#,
+        r#"{"rate_per_second":1000000,"rate_burst":1000000,"message_bytes":16777216}"#,
+        r#" { "message_bytes" : 1024 } "#,
+    ] {
+        assert!(set(limits).await, "{limits}");
+    }
+    for limits in [
+        "[]",
+        "1",
+        "{",
+        r#"{"rate_burst":"x"}"#,
+        r#"{"rate_burst":0}"#,
+        r#"{"rate_burst":-4}"#,
+        r#"{"rate_burst":1e2}"#,
+        r#"{"rate_burst":1e20}"#,
+        r#"{"rate_burst":0.5}"#,
+        r#"{"rate_burst":1000001}"#,
+        r#"{"rate_burst":99999999999999999999}"#,
+        r#"{"rate_burst":1,"rate_burst":2}"#,
+        r#"{"message_bytes":1023}"#,
+        r#"{"rate":1}"#,
+        r#"{"rate_burst":[1]}"#,
+        r#"{"rate_burst":true}"#,
+    ] {
+        assert!(!set(limits).await, "{limits}");
+    }
 }

@@ -79,7 +79,7 @@ async fn plain_sql_arrives(db: Database) {
         let due = if sql.contains("b2") { of(&["b2"]) } else { of(&["b"]) };
         assert_eq!(read(registry, &mut position).await, due, "{sql}");
     }
-    db.execute("UPDATE fleets SET limits = '{\"rate\": 1}'").await.unwrap();
+    db.execute("UPDATE fleets SET limits = '{\"rate_burst\": 1}'").await.unwrap();
     assert_eq!(read(registry, &mut position).await, [Change::Fleet(fleet("default"))]);
     // Each row of a statement.
     db.execute("UPDATE devices SET status = 'revoked'").await.unwrap();

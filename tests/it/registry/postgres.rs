@@ -140,7 +140,7 @@ async fn everything_is_in_one_schema() {
     assert_eq!(db.number(elsewhere).await, 0);
     // The SQL door as an operator opens it, without a search path.
     db.execute(
-        "SET search_path = public; UPDATE doorward.fleets SET limits = '{\"rate\": 2}'; RESET search_path",
+        "SET search_path = public; UPDATE doorward.fleets SET limits = '{\"rate_burst\": 2}'; RESET search_path",
     )
     .await
     .unwrap();
