@@ -11,7 +11,7 @@ pub use load::LoadError;
 use std::fmt;
 
 use doorward_proto::ids::DeviceId;
-use rcgen::{Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType};
+use rcgen::{Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SigningKey};
 use time::{Duration, OffsetDateTime, UtcOffset};
 use zeroize::Zeroizing;
 
@@ -216,6 +216,11 @@ impl Authority {
     #[must_use]
     pub const fn not_after(&self) -> OffsetDateTime {
         self.not_after
+    }
+
+    /// What signs.
+    pub(crate) const fn issuer(&self) -> &Issuer<'static, impl SigningKey> {
+        &self.issuer
     }
 
     fn issue(

@@ -7,13 +7,14 @@ use rustls_pki_types::pem::PemObject;
 use zeroize::Zeroizing;
 
 pub(crate) const CERTIFICATE: &str = "CERTIFICATE";
+pub(crate) const CRL: &str = "X509 CRL";
 pub(crate) const PRIVATE_KEY: &str = "PRIVATE KEY";
 pub(crate) const ENCRYPTED_PRIVATE_KEY: &str = "ENCRYPTED PRIVATE KEY";
 
 /// A public document as PEM, ending in a newline.
 pub(crate) fn encode(label: &'static str, der: &[u8]) -> String {
     encode_string(label, LineEnding::LF, der)
-        .expect("the labels above are valid, and no certificate or key nears the length that overflows")
+        .expect("the labels above are valid, and no certificate, list or key nears the length that overflows")
 }
 
 /// A certificate's DER as PEM, ending in a newline.
