@@ -27,7 +27,9 @@ use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
 use time::OffsetDateTime;
 
 pub use audit::{AuditFilter, AuditHash, AuditHead, AuditRow, Chain, Misfit};
-pub use certificates::{CertificateFilter, RevokedCertificates};
+pub use certificates::{
+    Cause, CertificateFilter, NewCrl, NumberedCrl, RevokedCertificate, RevokedCertificates, RevokedFilter,
+};
 pub use gateways::{Acted, Applied, Enrolment, GatewayStatus, Mark};
 pub use messages::{Batch, Claim, Fate, MessageFilter, NewEvent, NewMessage, StoredMessage};
 pub use record::{
@@ -413,6 +415,10 @@ pub trait Registry: Send + Sync + 'static {
         reason: &str,
         only: bool,
     ) -> Result<RevokedCertificates>;
+    /// Gives a revocation list the next number of its authority, for ever, and its times.
+    async fn number_crl(&self, crl: &NewCrl) -> Result<NumberedCrl>;
+    /// A page of the certificates that are revoked, or whose device is, in the order of serials.
+    async fn revoked(&self, filter: &RevokedFilter) -> Result<Vec<RevokedCertificate>>;
     /// Ends the device's session, wherever it is. [`RegistryError::Refused`] for a revoked device.
     async fn kick(&self, id: &DeviceId) -> Result<Acted>;
 

@@ -3,6 +3,7 @@
 mod admission;
 mod audit;
 mod certificates;
+mod crl;
 mod devices;
 mod error;
 mod feed;
@@ -29,8 +30,9 @@ use super::shared::{Phase, within};
 use super::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
     DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark,
-    MessageFilter, NewDevice, News, OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Records, Registry,
-    Result, RevokedCertificates, StoredMessage,
+    MessageFilter, NewCrl, NewDevice, News, NumberedCrl, OPERATOR_DEADLINE, Position, Presence,
+    QUERY_DEADLINE, Records, Registry, Result, RevokedCertificate, RevokedCertificates, RevokedFilter,
+    StoredMessage,
 };
 
 /// Where every name is looked up: nobody else's table or function stands before ours.
@@ -290,6 +292,15 @@ impl Registry for Postgres {
         let phase = Phase::default();
         let fingerprint = certificate.to_string();
         phase.within(OPERATOR_DEADLINE, certificates::revoke(self, &phase, &fingerprint, reason, only)).await
+    }
+
+    async fn number_crl(&self, crl: &NewCrl) -> Result<NumberedCrl> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, crl::number(self, &phase, crl)).await
+    }
+
+    async fn revoked(&self, filter: &RevokedFilter) -> Result<Vec<RevokedCertificate>> {
+        within(OPERATOR_DEADLINE, crl::revoked(self, filter)).await
     }
 
     async fn kick(&self, id: &DeviceId) -> Result<Acted> {

@@ -5,6 +5,7 @@
 mod admission;
 mod audit;
 mod certificates;
+mod crl;
 mod devices;
 mod error;
 mod feed;
@@ -36,8 +37,9 @@ use super::shared::{ATTEMPTS, Phase, within};
 use super::{
     Access, Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter,
     CertificateRecord, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet,
-    GatewayStatus, Mark, MessageFilter, NewDevice, News, OPERATOR_DEADLINE, Position, Presence,
-    QUERY_DEADLINE, Records, Registry, RegistryError, Result, RevokedCertificates, StoredMessage,
+    GatewayStatus, Mark, MessageFilter, NewCrl, NewDevice, News, NumberedCrl, OPERATOR_DEADLINE, Position,
+    Presence, QUERY_DEADLINE, Records, Registry, RegistryError, Result, RevokedCertificate,
+    RevokedCertificates, RevokedFilter, StoredMessage,
 };
 
 const READERS: u32 = 4;
@@ -323,6 +325,15 @@ impl Registry for Sqlite {
         let phase = Phase::default();
         let fingerprint = certificate.to_string();
         phase.within(OPERATOR_DEADLINE, certificates::revoke(self, &phase, &fingerprint, reason, only)).await
+    }
+
+    async fn number_crl(&self, crl: &NewCrl) -> Result<NumberedCrl> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, crl::number(self, &phase, crl)).await
+    }
+
+    async fn revoked(&self, filter: &RevokedFilter) -> Result<Vec<RevokedCertificate>> {
+        within(OPERATOR_DEADLINE, crl::revoked(self, filter)).await
     }
 
     async fn kick(&self, id: &DeviceId) -> Result<Acted> {

@@ -2,6 +2,7 @@
 //! What only one of them has (a hole to close, a late commit) stands in `sqlite` and `postgres`.
 
 mod audit;
+mod crl;
 mod devices;
 mod feed;
 mod making_roles;

@@ -15,6 +15,7 @@ fn migrations() -> Migrator {
         ("roles", include_str!("../../../migrations/postgres/0004_roles.sql")),
         ("amendments", include_str!("../../../migrations/postgres/0005_amendments.sql")),
         ("limits", include_str!("../../../migrations/postgres/0006_limits.sql")),
+        ("crl", include_str!("../../../migrations/postgres/0007_crl.sql")),
     ]);
     migrator.create_schema("doorward");
     migrator

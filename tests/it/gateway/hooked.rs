@@ -9,8 +9,8 @@ use doorward::config::Config;
 use doorward::registry::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
     DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark,
-    MessageFilter, NewDevice, News, Position, Presence, Records, Registry, RegistryError, Result,
-    RevokedCertificates, StoredMessage,
+    MessageFilter, NewCrl, NewDevice, News, NumberedCrl, Position, Presence, Records, Registry,
+    RegistryError, Result, RevokedCertificate, RevokedCertificates, RevokedFilter, StoredMessage,
 };
 use doorward_pki::Fingerprint;
 use doorward_proto::ids::{DeviceId, FleetId};
@@ -255,6 +255,12 @@ impl Registry for Hooked {
         only: bool,
     ) -> Result<RevokedCertificates> {
         self.asked()?.revoke_certificate(certificate, reason, only).await
+    }
+    async fn number_crl(&self, crl: &NewCrl) -> Result<NumberedCrl> {
+        self.asked()?.number_crl(crl).await
+    }
+    async fn revoked(&self, filter: &RevokedFilter) -> Result<Vec<RevokedCertificate>> {
+        self.asked()?.revoked(filter).await
     }
     async fn kick(&self, id: &DeviceId) -> Result<Acted> {
         self.asked()?.kick(id).await

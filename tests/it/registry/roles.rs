@@ -100,6 +100,11 @@ async fn each_role_may_do_its_own_and_no_more() {
         ("g", "SELECT confirm_key('a', 2)"),
         ("g", "SELECT prune_messages(now(), 10)"),
         ("g", "SELECT prune_history(now(), 10)"),
+        ("oa", "SELECT * FROM crls"),
+        ("o", "SELECT number_crl('ab', 0, 60, false)"),
+        ("", "INSERT INTO crls VALUES ('ab', 7, now(), now() + interval '1 day', false)"),
+        ("", "UPDATE crls SET number = number + 1"),
+        ("", "DELETE FROM crls"),
         ("", "SELECT old_enough(now(), '1 day')"),
     ] {
         for role in everybody {
