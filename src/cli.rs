@@ -6,6 +6,7 @@ mod bulk;
 mod cert;
 mod completions;
 mod config;
+mod crl;
 mod demo;
 mod device;
 mod failure;

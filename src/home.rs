@@ -132,11 +132,11 @@ pub fn make_folder(path: &Path) -> Result<(), FileError> {
 ///
 /// # Errors
 /// [`FileError::Exists`] where there is such a file; nothing is overwritten.
-pub fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), FileError> {
+pub fn write_new(path: &Path, content: impl AsRef<[u8]>, mode: u32) -> Result<(), FileError> {
     if fs::symlink_metadata(path).is_ok() {
         return Err(FileError::Exists(path.to_owned()));
     }
-    let temporary = write_temporary(path, text, mode)?;
+    let temporary = write_temporary(path, content.as_ref(), mode)?;
     // A hard link is the rename that does not overwrite.
     let linked = fs::hard_link(&temporary, path);
     let removed = fs::remove_file(&temporary);
@@ -152,8 +152,8 @@ pub fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), FileError> {
 ///
 /// # Errors
 /// [`FileError`] naming it.
-pub fn write_over(path: &Path, text: &str, mode: u32) -> Result<(), FileError> {
-    let temporary = write_temporary(path, text, mode)?;
+pub fn write_over(path: &Path, content: impl AsRef<[u8]>, mode: u32) -> Result<(), FileError> {
+    let temporary = write_temporary(path, content.as_ref(), mode)?;
     fs::rename(&temporary, path).and_then(|()| sync_folder(path)).map_err(|source| not_written(path, source))
 }
 
@@ -165,7 +165,7 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
     fs::rename(from, to).and_then(|()| sync_folder(to)).map_err(|source| not_written(to, source))
 }
 
-fn write_temporary(path: &Path, text: &str, mode: u32) -> Result<PathBuf, FileError> {
+fn write_temporary(path: &Path, content: &[u8], mode: u32) -> Result<PathBuf, FileError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(name);
@@ -173,7 +173,7 @@ fn write_temporary(path: &Path, text: &str, mode: u32) -> Result<PathBuf, FileEr
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
         file.set_permissions(fs::Permissions::from_mode(mode))?;
-        file.write_all(text.as_bytes())?;
+        file.write_all(content)?;
         file.sync_all()
     };
     write().map_err(|source| {

@@ -1,4 +1,4 @@
-//! `cert list`, `cert show`, `cert revoke`.
+//! `cert list`, `cert show`, `cert revoke`, and the way to `cert crl`.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::device::parse_reason;
 use super::failure::{Failure, Outcome};
 use super::receipt::{self, Wait};
-use super::{Shared, output};
+use super::{Shared, crl, output};
 use crate::clock;
 use crate::registry::{CertificateFilter, CertificateRecord, CertificateStatus, Done, Registry};
 
@@ -49,6 +49,13 @@ pub(super) enum Cert {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Write a signed list (CRL, RFC 5280) of all that is revoked and not yet expired, for those who have no registry
+    #[command(after_help = "Example:\n  doorward cert crl --out doorward.crl\n  \
+        openssl crl -in doorward.crl -noout -text\n\n\
+        It lists certificates of the issuing CA that are revoked, or whose device is. A suspended device is not in it: it\n\
+        may be resumed before the list ends. The reason code is what the first word of the reason names: keyCompromise,\n\
+        affiliationChanged, superseded, cessationOfOperation or privilegeWithdrawn; of any other word none.")]
+    Crl(crl::CrlArgs),
 }
 
 impl Cert {
@@ -57,6 +64,7 @@ impl Cert {
             Self::List { device, expiring } => list(shared, device.as_ref(), *expiring).await,
             Self::Show { serial } => show(shared, serial).await,
             Self::Revoke { serial, reason, only, wait } => revoke(shared, serial, reason, *only, wait).await,
+            Self::Crl(args) => crl::run(shared, args).await,
         }
     }
 }

@@ -5,6 +5,7 @@ mod bulk;
 mod cert;
 mod certificate;
 mod config;
+mod crl;
 mod csr;
 mod device;
 mod fleet;

@@ -3,7 +3,7 @@
 use crate::support::command::{Desk, Ran};
 
 /// Every command that there is.
-const COMMANDS: [&str; 25] = [
+const COMMANDS: [&str; 26] = [
     "init",
     "demo",
     "gateway run",
@@ -19,6 +19,7 @@ const COMMANDS: [&str; 25] = [
     "device revoke",
     "device bundle",
     "device kick",
+    "cert crl",
     "session list",
     "message list",
     "audit list",
