@@ -15,7 +15,7 @@ use crate::home;
 use crate::registry::{Cause, NewCrl, RevokedFilter};
 
 /// Certificates of one query.
-const PAGE: u32 = 5000;
+const PAGE: u32 = 1000;
 
 #[derive(Args, Debug)]
 pub(super) struct CrlArgs {
