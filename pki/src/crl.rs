@@ -139,13 +139,22 @@ impl fmt::Display for DistributionPoint {
     }
 }
 
+/// What a list says of itself: its issuing distribution point (RFC 5280 §5.2.5), which is critical.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Nothing. A list without it is of all that its authority has signed, and every verifier reads it.
+    Unsaid,
+    /// It is of users' certificates alone, and may be had somewhere.
+    Users(Option<DistributionPoint>),
+}
+
 /// A list in the making.
 #[derive(Debug)]
 pub struct Crl {
     number: u64,
     this_update: OffsetDateTime,
     next_update: OffsetDateTime,
-    at: Option<DistributionPoint>,
+    scope: Scope,
     revoked: Vec<RevokedCertParams>,
 }
 
@@ -157,9 +166,9 @@ impl Crl {
         number: u64,
         this_update: OffsetDateTime,
         next_update: OffsetDateTime,
-        at: Option<DistributionPoint>,
+        scope: Scope,
     ) -> Self {
-        Self { number, this_update, next_update, at, revoked: Vec::new() }
+        Self { number, this_update, next_update, scope, revoked: Vec::new() }
     }
 
     /// Enters a certificate by its serial, 32 hex digits. One that was revoked after `this_update`, while the list was
@@ -216,7 +225,12 @@ impl Crl {
         };
         let issuer = authority.issuer();
         let signed = params.signed_by(issuer).map_err(CrlError::Signing)?;
-        extended(signed.der(), &issuing_distribution_point(self.at.as_ref()), issuer.key())
+        match &self.scope {
+            Scope::Unsaid => Ok(signed.der().to_vec()),
+            Scope::Users(at) => {
+                extended(signed.der(), &issuing_distribution_point(at.as_ref()), issuer.key())
+            }
+        }
     }
 }
 

@@ -32,7 +32,7 @@ mod testing;
 
 pub use authority::{Authority, Certificate, Host, IssueError, LoadError, key_to_pem};
 pub use bundle::{BulkLine, DeviceFile, HmacKey, HmacKeyEntry, PrivateKeyPem};
-pub use crl::{Crl, CrlError, DistributionPoint, Reason};
+pub use crl::{Crl, CrlError, DistributionPoint, Reason, Scope};
 pub use csr::{CsrError, Request};
 pub use identity::{CaCertificate, Fingerprint, Leaf, LeafError, Unfit, display_subject, printable};
 pub use pem::certificate_to_pem;

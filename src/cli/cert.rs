@@ -52,9 +52,10 @@ pub(super) enum Cert {
     /// Write a signed list (CRL, RFC 5280) of all that is revoked and not yet expired, for those who have no registry
     #[command(after_help = "Example:\n  doorward cert crl --out doorward.crl\n  \
         openssl crl -in doorward.crl -noout -text\n\n\
-        It lists certificates of the issuing CA that are revoked, or whose device is. A suspended device is not in it: it\n\
-        may be resumed before the list ends. The reason code is what the first word of the reason names: keyCompromise,\n\
-        affiliationChanged, superseded, cessationOfOperation or privilegeWithdrawn; of any other word none.")]
+        It lists certificates of the issuing CA that are revoked, or whose device is. One of a suspended\n\
+        device is not in it: it may be resumed before the list ends. The reason code is what the first\n\
+        word of the reason names (keyCompromise, affiliationChanged, superseded, cessationOfOperation,\n\
+        privilegeWithdrawn); of any other word none.")]
     Crl(crl::CrlArgs),
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use doorward_pki::crl::{self, Crl, DistributionPoint, Reason};
+use doorward_pki::crl::{self, Crl, DistributionPoint, Reason, Scope};
 use doorward_pki::{Authority, CrlError};
 use serde_json::json;
 use time::Duration;
@@ -34,6 +34,9 @@ pub(super) struct CrlArgs {
     /// Where it will be had. Verifiers then use it only for certificates that name the same URL, and devices' name none
     #[arg(long, value_name = "URL")]
     url: Option<DistributionPoint>,
+    /// Without the issuing distribution point, for verifiers that refuse a list with it (rustls among them)
+    #[arg(long, conflicts_with = "url")]
+    plain: bool,
 }
 
 pub(super) async fn run(shared: &Shared, args: &CrlArgs) -> Outcome {
@@ -52,7 +55,8 @@ pub(super) async fn run(shared: &Shared, args: &CrlArgs) -> Outcome {
     let number = u64::try_from(numbered.number)
         .map_err(|_| Failure::new(format!("the registry numbers a list {}", numbered.number)))?;
 
-    let mut list = Crl::new(number, numbered.this_update, numbered.next_update, args.url.clone());
+    let scope = if args.plain { Scope::Unsaid } else { Scope::Users(args.url.clone()) };
+    let mut list = Crl::new(number, numbered.this_update, numbered.next_update, scope);
     let mut filter = RevokedFilter {
         issuer: new.issuer,
         at: numbered.this_update,

@@ -10,7 +10,7 @@ use crate::testing::{Folder, authorities, device, key, now, openssl, other_key};
 const WEEK: Duration = Duration::WEEK;
 
 fn list(number: u64) -> Crl {
-    Crl::new(number, now(), now() + WEEK, None)
+    Crl::new(number, now(), now() + WEEK, Scope::Users(None))
 }
 
 fn read(der: &[u8]) -> CertificateRevocationList<'_> {
@@ -121,9 +121,12 @@ fn names_its_scope_and_where_it_is_to_be_had() {
     // As long as lengths of one, two and three bytes.
     for length in [20, 120, 300] {
         let url = format!("http://pki.example/{}", "x".repeat(length));
-        let crl = Crl::new(1, now(), now() + WEEK, Some(url.parse().unwrap()));
+        let crl = Crl::new(1, now(), now() + WEEK, Scope::Users(Some(url.parse().unwrap())));
         assert_eq!(extensions(&crl.sign(&issuing).unwrap(), &issuing), (true, vec![url]));
     }
+    let unsaid = Crl::new(1, now(), now() + WEEK, Scope::Unsaid).sign(&issuing).unwrap();
+    assert_eq!(read(&unsaid).extensions().len(), 2);
+    assert_eq!(number_of(&unsaid, &issuing), Some(1));
     for bad in ["", "pki.example", "http://", "http:///x", "ftp://a", "http://a b", "http://é", "file:///x"]
     {
         assert_eq!(bad.parse::<DistributionPoint>(), Err(DistributionPointError), "{bad}");
@@ -133,7 +136,7 @@ fn names_its_scope_and_where_it_is_to_be_had() {
 #[test]
 fn is_signed_by_who_may_and_while_he_may() {
     let (_, issuing) = authorities();
-    let sign = |this, next, by: &Authority| Crl::new(1, this, next, None).sign(by);
+    let sign = |this, next, by: &Authority| Crl::new(1, this, next, Scope::Unsaid).sign(by);
     let end = issuing.not_after();
     assert_eq!(sign(end, end + WEEK, &issuing), Err(CrlError::IssuerExpired(end)));
     assert_eq!(sign(now(), now(), &issuing), Err(CrlError::Times(now(), now())));

@@ -1,7 +1,12 @@
 //! `cert crl`: a list of what is revoked, as OpenSSL reads it.
 
 use std::fs;
+use std::sync::Arc;
 
+use rustls::RootCertStore;
+use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use serde_json::{Value, json};
 
 use crate::support::command::{Desk, mode, openssl};
@@ -198,6 +203,42 @@ async fn reasons_are_named_and_superseded_ones_come_on_request(database: Databas
     assert!(text.contains("URI:http://pki.example/doorward.crl") && text.contains("Only User"), "{text}");
     let (taken, words) = takes(&desk, "a", "list.crl");
     assert!(!taken && words.to_lowercase().contains("different crl scope"), "as its help says: {words}");
+}
+
+#[test]
+fn rustls_takes_a_plain_list() {
+    let desk = Desk::new();
+    for device in ["good", "bad"] {
+        desk.run(&format!("device add {device}")).done();
+    }
+    desk.run("device revoke bad --reason stolen --no-wait").done();
+    let der = |name: &str| CertificateDer::from_pem_file(desk.path(name)).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(der("home/pki/root.crt")).unwrap();
+    let roots = Arc::new(roots);
+    let judge = |device: &str| {
+        let list = CertificateRevocationListDer::from_pem_file(desk.path("list.crl")).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider)
+            .with_crls([list])
+            .only_check_end_entity_revocation()
+            .build();
+        let leaf = der(&format!("home/devices/{device}/device.crt"));
+        let verified = verifier.map(|verifier| {
+            verifier.verify_client_cert(&leaf, &[der("home/pki/issuing.crt")], UnixTime::now())
+        });
+        format!("{verified:?}")
+    };
+    list(&desk, "--plain");
+    assert!(judge("good").starts_with("Ok(Ok("), "{}", judge("good"));
+    assert!(judge("bad").contains("Revoked"), "{}", judge("bad"));
+    let text = text(&desk, "list.crl");
+    assert!(!text.contains("Issuing Distribution Point"), "{text}");
+    assert!(takes(&desk, "good", "list.crl").0 && !takes(&desk, "bad", "list.crl").0);
+    // Why there is the option.
+    list(&desk, "");
+    assert!(judge("good").starts_with("Err("), "{}", judge("good"));
+    desk.run("cert crl --out list.crl --plain --url http://a/b").fails(2, &["--plain", "--url"]);
 }
 
 #[test]
