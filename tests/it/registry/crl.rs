@@ -233,7 +233,7 @@ async fn since_when_is_noted_for_plain_sql_and_never_set(db: Database) {
 }
 
 /// A registry as the version before lists left it.
-async fn of_version_5(db: &Database) {
+async fn of_version_6(db: &Database) {
     macro_rules! texts {
         ($kind:literal) => {
             [
@@ -242,7 +242,8 @@ async fn of_version_5(db: &Database) {
                 include_str!(concat!("../../../migrations/", $kind, "/0003_audit.sql")),
                 include_str!(concat!("../../../migrations/", $kind, "/0004_roles.sql")),
                 include_str!(concat!("../../../migrations/", $kind, "/0005_amendments.sql")),
-                include_str!(concat!("../../../migrations/", $kind, "/0006_crl.sql")),
+                include_str!(concat!("../../../migrations/", $kind, "/0006_limits.sql")),
+                include_str!(concat!("../../../migrations/", $kind, "/0007_crl.sql")),
             ]
         };
     }
@@ -256,7 +257,7 @@ async fn of_version_5(db: &Database) {
             texts!("postgres")
         }
     };
-    let (before, this) = texts.split_at(5);
+    let (before, this) = texts.split_at(6);
     for text in before {
         db.execute(text).await.unwrap();
     }
@@ -283,7 +284,7 @@ async fn of_version_5(db: &Database) {
 async fn what_was_revoked_before_is_so_since_the_migration() {
     for db in [Database::bare_sqlite().await, Database::bare_postgres().await] {
         let begun = now(&db).await;
-        of_version_5(&db).await;
+        of_version_6(&db).await;
         let ended = now(&db).await;
         let [b] = &listed(&db, false).await[..] else { panic!() };
         assert_eq!(b.serial, certificate_of("b").serial);
