@@ -87,6 +87,7 @@ impl Pair {
             limits: limits(),
             certificate_expires: NumericDate::from_seconds(NOON + 86_400),
             grace_ends: None,
+            pending: None,
         };
         let settings = Arc::new(Settings { max_strikes: usize::MAX, ..Settings::new("bench".into()) });
         let session = Session::open(grant, settings, [9; 16], now());

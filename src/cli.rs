@@ -3,6 +3,7 @@
 
 mod audit;
 mod bulk;
+mod bundle;
 mod cert;
 mod completions;
 mod config;
@@ -17,6 +18,7 @@ mod issue;
 mod message;
 mod output;
 mod receipt;
+mod rotate;
 mod session;
 
 use std::path::PathBuf;

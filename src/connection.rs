@@ -297,6 +297,9 @@ impl Connection {
                     self.push(cx, job, until, now);
                 }
                 Output::Proven => self.proven(),
+                Output::Confirmed(version) => {
+                    self.gateway.confirmed_keys.put(&self.handle.device, version);
+                }
                 Output::Subscribe(filter) => self.gateway.routes.add(&filter, &self.handle),
                 Output::Unsubscribe(filter) => self.gateway.routes.remove(&filter, &self.handle),
                 Output::Close(close) => return Some(Ended::Ours(close)),

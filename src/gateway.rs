@@ -2,6 +2,7 @@
 
 mod confirm;
 mod follow;
+mod keys;
 pub(crate) mod mailbox;
 mod records;
 pub(crate) mod sessions;
@@ -43,6 +44,7 @@ use crate::tls::{self, TlsError};
 use crate::{accept, clock, entropy};
 
 use follow::Follower;
+use keys::ConfirmedKeys;
 use mailbox::Ending;
 use sessions::{Handle, Sessions};
 
@@ -95,6 +97,7 @@ pub struct Gateway {
     pub(crate) routes: Arc<Routes>,
     pub(crate) sink: Arc<Sink>,
     pub(crate) counters: Counters,
+    pub(crate) confirmed_keys: ConfirmedKeys,
     /// Room for connections, and turns to compute a handshake.
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) handshakes: Semaphore,
@@ -154,6 +157,7 @@ impl Gateway {
             routes: Arc::new(Routes::default()),
             sink: Arc::new(Sink::new(config.limits.store_queue)),
             counters: Counters::default(),
+            confirmed_keys: ConfirmedKeys::default(),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             handshakes: Semaphore::new(config.limits.handshakes),
             tasks: TaskTracker::new(),
@@ -252,6 +256,7 @@ pub async fn serve(
     parts.spawn(confirm::run(Arc::clone(&gateway), follower.effects(), stop.clone()));
     parts.spawn(follower.run(stop.clone()));
     parts.spawn(ends(upkeep::run(Arc::clone(&gateway), stop.clone())));
+    parts.spawn(ends(keys::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(witness::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(accept::run(Arc::clone(&gateway), listener, stop.clone())));
     gateway.ready.send_replace(true);

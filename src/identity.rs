@@ -11,7 +11,7 @@ use doorward_proto::ids::{FleetId, KeyVersion};
 use doorward_proto::key::{Key, Keyring};
 use doorward_proto::limits::{FleetLimits, Limits};
 use doorward_proto::policy::Policy;
-use doorward_proto::session::Grant;
+use doorward_proto::session::{Grant, PendingKey};
 use doorward_proto::time::NumericDate;
 
 use crate::clock;
@@ -215,7 +215,7 @@ impl Granter {
         now: NumericDate,
     ) -> Result<Grant, Denied> {
         let mut keyring = Keyring::default();
-        let mut active = None;
+        let (mut active, mut pending) = (None, None);
         for sealed in &record.keys {
             if sealed.state == KeyState::Retired {
                 continue;
@@ -225,8 +225,13 @@ impl Granter {
                 Denied::new(Problem::Unavailable, "the gateway cannot use this device's key; its log says why")
             })?;
             keyring.add(Key::new(sealed.version, &bytes), sealed.grace_until.map(clock::numeric));
-            if sealed.state == KeyState::Active {
-                active = active.max(Some(sealed.version));
+            match sealed.state {
+                KeyState::Active => active = active.max(Some(sealed.version)),
+                KeyState::Pending => {
+                    let (version, grace) = (sealed.version, sealed.grace);
+                    pending = Some(Box::new(PendingKey { version, key: bytes, grace }));
+                }
+                KeyState::Grace | KeyState::Retired => {}
             }
         }
         let version = key.or(active);
@@ -247,6 +252,7 @@ impl Granter {
             limits,
             certificate_expires: clock::numeric(record.certificate.not_after),
             grace_ends: record.certificate.valid_until.map(clock::numeric),
+            pending,
         })
     }
 

@@ -33,7 +33,8 @@ pub use certificates::{
 pub use gateways::{Acted, Applied, Enrolment, GatewayStatus, Mark};
 pub use messages::{Batch, Claim, Fate, MessageFilter, NewEvent, NewMessage, StoredMessage};
 pub use record::{
-    CertificateRecord, CertificateStatus, DeviceStatus, KeyState, Record, Records, SealedKey, Standing,
+    CertificateRecord, CertificateStatus, DeviceStatus, KeyState, NewKey, Record, Records, SealedKey,
+    Standing,
 };
 pub use url::{DatabaseUrl, UrlError};
 
@@ -419,6 +420,12 @@ pub trait Registry: Send + Sync + 'static {
     async fn number_crl(&self, crl: &NewCrl) -> Result<NumberedCrl>;
     /// A page of the certificates that are revoked, or whose device is, in the order of serials.
     async fn revoked(&self, filter: &RevokedFilter) -> Result<Vec<RevokedCertificate>>;
+    /// Adds a key version to a device, pending until the device signs with it. [`RegistryError::Exists`] where the version is
+    /// taken or another one is pending; [`RegistryError::Refused`] for a revoked device.
+    async fn add_key(&self, id: &DeviceId, key: &NewKey) -> Result<Acted>;
+    /// The device has signed with a pending key: it becomes the active one, and the grace of the one before it begins.
+    /// Whether that is new.
+    async fn confirm_key(&self, id: &DeviceId, version: KeyVersion) -> Result<bool>;
     /// Ends the device's session, wherever it is. [`RegistryError::Refused`] for a revoked device.
     async fn kick(&self, id: &DeviceId) -> Result<Acted>;
 

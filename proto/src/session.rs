@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use accepted::{Accepted, Durable, Publish, Receipt};
-pub use grant::{Grant, Settings};
+pub use grant::{Grant, PendingKey, Settings};
 pub use output::Output;
 
 use crate::GATEWAY;
@@ -25,7 +25,7 @@ use crate::channel::Filter;
 use crate::close::Close;
 use crate::downlink::{Ack, Bye, LimitsChange, Message, Reject, Signed};
 use crate::envelope::{Envelope, Verified};
-use crate::ids::DeviceId;
+use crate::ids::{DeviceId, KeyVersion};
 use crate::json;
 use crate::limits::Bucket;
 use crate::policy::Who;
@@ -46,6 +46,10 @@ pub struct Session {
     closing: Option<Close>,
     /// The grant that the device was last told of, where it has changed since.
     untold: Option<Box<Grant>>,
+    /// The pending key version that this session has brought, or that the device has signed with.
+    handed_out: Option<KeyVersion>,
+    /// And whether the latter.
+    confirmed: bool,
     last_received: u64,
     last_sent: u64,
     bucket: Bucket,
@@ -95,6 +99,8 @@ impl Session {
             proven: false,
             closing: None,
             untold: None,
+            handed_out: None,
+            confirmed: false,
             last_received: 0,
             last_sent: 0,
             strikes: Vec::new(),
@@ -242,6 +248,7 @@ impl Session {
         self.bucket.set(self.grant.limits.rate, now.monotonic);
         self.untold.get_or_insert_with(|| Box::new(was));
         self.tell_changes(now);
+        self.hand_out_key(now);
         self.drop_denied_subscriptions(now);
         self.tick(now);
     }
@@ -311,6 +318,7 @@ impl Session {
             let detail = format!("key version {} is not one of this device's that hold", envelope.version());
             return Err(No::new(None, Refusal::BadKey, detail));
         };
+        let version = envelope.version();
         let verified = envelope
             .verify(key)
             .map_err(|refusal| No::new(None, refusal, "the HMAC does not fit the key of this version"))?;
@@ -321,7 +329,27 @@ impl Session {
             self.outputs.push_back(Output::Proven);
             self.tell_changes(now);
         }
+        self.confirm_key(version);
+        self.hand_out_key(now);
         self.act(&fresh, now)
+    }
+
+    /// The first message that is signed with the pending key says that the device holds it.
+    fn confirm_key(&mut self, version: KeyVersion) {
+        if self.grant.pending.as_ref().is_some_and(|pending| pending.version == version) && !self.confirmed {
+            (self.handed_out, self.confirmed) = (Some(version), true);
+            self.outputs.push_back(Output::Confirmed(version));
+        }
+    }
+
+    /// Says `rekey` where a key is pending: once a session, and only to whom has shown the key before.
+    fn hand_out_key(&mut self, now: Moment) {
+        let Some(pending) = self.grant.pending.as_ref().filter(|_| self.proven) else { return };
+        if self.handed_out != Some(pending.version) {
+            let rekey = pending.rekey();
+            (self.handed_out, self.confirmed) = (Some(rekey.version), false);
+            self.say("rekey", &rekey, now);
+        }
     }
 
     /// JSON, parties, session, time, sequence.

@@ -113,6 +113,7 @@ impl Context {
             limits,
             certificate_expires: NumericDate::from_seconds(self.now + 3600),
             grace_ends: None,
+            pending: None,
         };
         let challenge: Vec<u8> = (0..self.challenge.len())
             .step_by(2)

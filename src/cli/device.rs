@@ -3,20 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use doorward_pki::bundle::DeviceFile;
 use doorward_pki::{Request, profile};
 use doorward_proto::ids::{DeviceId, FleetId};
 use serde_json::{Value, json};
-use zeroize::Zeroizing;
 
 use super::failure::{Failure, Outcome};
-use super::issue::{self, Credentials, Issuer};
+use super::issue::{Credentials, Issuer};
 use super::receipt::{self, Wait};
-use super::{Shared, bulk, output};
-use crate::home::{self, FileError, PUBLIC, SECRET};
-use crate::registry::{
-    Act, CertificateStatus, DeviceDetail, DeviceFilter, DeviceStatus, DeviceSummary, Done, KeyState, Registry,
-};
+use super::rotate::RotateKey;
+use super::{Shared, bulk, bundle, output};
+use crate::registry::{Act, DeviceDetail, DeviceFilter, DeviceStatus, DeviceSummary, Done, Registry};
 
 /// Devices of one query.
 const PAGE: u32 = 1000;
@@ -74,6 +70,10 @@ pub(super) enum Device {
         #[command(flatten)]
         wait: Wait,
     },
+    /// Give a device a new HMAC key, in its session or by a bundle
+    #[command(after_help = "Examples:\n  doorward device rotate-key press-7\n  \
+        doorward device rotate-key press-7 --grace 0s --out bundles")]
+    RotateKey(RotateKey),
     /// Write a device's bundle again, without its private key
     #[command(after_help = "Example:\n  doorward device bundle press-7 --out bundles")]
     Bundle {
@@ -156,7 +156,8 @@ impl Device {
             }
             Self::Resume { id } => act(shared, id, Act::Resume, None, None).await,
             Self::Revoke { id, reason, wait } => act(shared, id, Act::Revoke, Some(reason), Some(wait)).await,
-            Self::Bundle { id, out } => bundle(shared, id, out).await,
+            Self::RotateKey(rotate) => rotate.run(shared).await,
+            Self::Bundle { id, out } => bundle::run(shared, id, out).await,
             Self::Kick { id, wait } => {
                 let registry = shared.registry().await?;
                 let acted = registry.kick(id).await?;
@@ -189,15 +190,16 @@ async fn add_one(add: &Add, shared: &Shared) -> Outcome {
     let parent = add.out.clone().unwrap_or_else(|| shared.home().devices());
     let Credentials { record, file, chain, private_key, shortened } = credentials;
     let expires = record.certificate.not_after;
-    let folder = write_bundle(&parent, &file, &chain, private_key.as_ref(), &issuer.ca).map_err(|error| {
-        if error.is_refusal() {
-            error.next(format!(
-                "'{id}' is not registered: an 'add' that was cut short may have left the folder"
-            ))
-        } else {
-            error
-        }
-    })?;
+    let folder =
+        bundle::write(&parent, &file, &chain, private_key.as_ref(), &issuer.ca).map_err(|error| {
+            if error.is_refusal() {
+                error.next(format!(
+                    "'{id}' is not registered: an 'add' that was cut short may have left the folder"
+                ))
+            } else {
+                error
+            }
+        })?;
     if let Err(error) = registry.add_devices(&[record]).await {
         // What nobody recorded opens nothing; a commit of unknown outcome may have been recorded, so it stays.
         if !matches!(error, crate::registry::RegistryError::Unknown(_)) {
@@ -237,39 +239,6 @@ fn read_csr(path: &Path) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     std::fs::File::open(path).map_err(failed)?.take(most).read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes)
-}
-
-/// Makes `PARENT/ID` whole or not at all.
-fn write_bundle(
-    parent: &Path,
-    file: &DeviceFile,
-    chain: &str,
-    private_key: Option<&Zeroizing<String>>,
-    ca: &str,
-) -> Result<PathBuf, Failure> {
-    let folder = parent.join(file.device.as_str());
-    if std::fs::symlink_metadata(&folder).is_ok() {
-        return Err(Failure::from(FileError::Exists(folder)));
-    }
-    home::make_folder(parent)?;
-    let unfinished = parent.join(format!(".{}.{}.tmp", file.device, std::process::id()));
-    let write = || -> Outcome {
-        home::make_folder(&unfinished)?;
-        home::write_new(&unfinished.join("device.crt"), chain, PUBLIC)?;
-        home::write_new(&unfinished.join("ca.crt"), ca, PUBLIC)?;
-        home::write_new(&unfinished.join("device.json"), &file.to_json()?, SECRET)?;
-        if let Some(key) = private_key {
-            home::write_new(&unfinished.join("device.key"), key, SECRET)?;
-        }
-        // An empty folder or file of that name would be replaced: it was looked for above, and nothing else makes one.
-        home::rename(&unfinished, &folder)?;
-        Ok(())
-    };
-    let written = write();
-    if written.is_err() {
-        let _ = std::fs::remove_dir_all(&unfinished);
-    }
-    written.map(|()| folder)
 }
 
 async fn act(
@@ -361,7 +330,7 @@ fn summary_json(device: &DeviceSummary) -> Value {
 }
 
 /// A device, or the refusal that names it.
-async fn find(registry: &dyn Registry, id: &DeviceId) -> Result<DeviceDetail, Failure> {
+pub(super) async fn find(registry: &dyn Registry, id: &DeviceId) -> Result<DeviceDetail, Failure> {
     registry.device(id).await?.ok_or_else(|| {
         Failure::missing(format!("there is no device '{id}'"))
             .next("'doorward device list' shows those that there are")
@@ -452,40 +421,4 @@ fn detail_json(device: &DeviceDetail) -> Value {
         members.insert("session".to_owned(), session.into());
     }
     value
-}
-
-async fn bundle(shared: &Shared, id: &DeviceId, out: &Path) -> Outcome {
-    let device = find(&*shared.registry().await?, id).await?;
-    if device.summary.status == DeviceStatus::Revoked {
-        return Err(Failure::refused(format!("device '{id}' is revoked: a bundle would open nothing")));
-    }
-    let issuer = Issuer::load(shared)?;
-    let home = shared.home();
-    let certificate = device.certificates.iter().find(|c| c.status == CertificateStatus::Active);
-    let Some(certificate) = certificate else {
-        return Err(Failure::refused(format!("device '{id}' has no active certificate")));
-    };
-    let key = device.keys.iter().rev().find(|key| matches!(key.state, KeyState::Active | KeyState::Pending));
-    let Some(key) = key else {
-        return Err(Failure::refused(format!("device '{id}' has no key that holds")));
-    };
-    if certificate.issuer != issuer.key_id() {
-        return Err(Failure::new(format!(
-            "the certificate of '{id}' is signed by CA {}, which is not this home's issuing CA",
-            certificate.issuer
-        ))
-        .next("use the home that the device was added with"));
-    }
-    let master = issue::master_key(&home)?;
-    let hmac = master.open(id, key.version, &key.sealed).map_err(|error| {
-        Failure::new(error.to_string()).next("use the home whose master.key the device was added with")
-    })?;
-    let file = issuer.device_file(id, &device.summary.fleet, key.version, &hmac);
-    let chain = issuer.chain(&certificate.der);
-    let folder = write_bundle(out, &file, &chain, None, &issuer.ca)?;
-    if shared.json {
-        return output::json(&json!({ "device": id, "bundle": folder }));
-    }
-    output::say(format!("the bundle of '{id}' is in {}, without its private key", folder.display()));
-    Ok(())
 }

@@ -9,6 +9,7 @@ mod error;
 mod feed;
 mod fleets;
 mod gateways;
+mod keys;
 mod roles;
 mod rows;
 mod schema;
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use doorward_pki::Fingerprint;
-use doorward_proto::ids::{DeviceId, FleetId};
+use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use time::OffsetDateTime;
@@ -30,7 +31,7 @@ use super::shared::{Phase, within};
 use super::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
     DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark,
-    MessageFilter, NewCrl, NewDevice, News, NumberedCrl, OPERATOR_DEADLINE, Position, Presence,
+    MessageFilter, NewCrl, NewDevice, NewKey, News, NumberedCrl, OPERATOR_DEADLINE, Position, Presence,
     QUERY_DEADLINE, Records, Registry, Result, RevokedCertificate, RevokedCertificates, RevokedFilter,
     StoredMessage,
 };
@@ -301,6 +302,16 @@ impl Registry for Postgres {
 
     async fn revoked(&self, filter: &RevokedFilter) -> Result<Vec<RevokedCertificate>> {
         within(OPERATOR_DEADLINE, crl::revoked(self, filter)).await
+    }
+
+    async fn add_key(&self, id: &DeviceId, key: &NewKey) -> Result<Acted> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, keys::add(self, &phase, id, key)).await
+    }
+
+    async fn confirm_key(&self, id: &DeviceId, version: KeyVersion) -> Result<bool> {
+        let phase = Phase::default();
+        phase.within(QUERY_DEADLINE, keys::confirm(self, &phase, id, version)).await
     }
 
     async fn kick(&self, id: &DeviceId) -> Result<Acted> {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use doorward_pki::Fingerprint;
 use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
@@ -58,6 +59,20 @@ pub struct SealedKey {
     pub state: KeyState,
     /// When the grace ends, for a key in it.
     pub grace_until: Option<OffsetDateTime>,
+    /// How long the one before it holds once this one is confirmed.
+    pub grace: Duration,
+}
+
+/// A key version to add to a device.
+#[derive(Debug, Clone)]
+pub struct NewKey {
+    /// Its version.
+    pub version: KeyVersion,
+    /// The key, sealed by the master key.
+    pub sealed: Vec<u8>,
+    /// How long the one before it holds once this one is confirmed; zero: the others are worth nothing from now on, and this
+    /// one is active without being confirmed.
+    pub grace: Duration,
 }
 
 /// A certificate as the registry keeps it.

@@ -11,6 +11,7 @@ mod error;
 mod feed;
 mod fleets;
 mod gateways;
+mod keys;
 mod rows;
 mod schema;
 mod store;
@@ -24,7 +25,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use doorward_pki::Fingerprint;
-use doorward_proto::ids::{DeviceId, FleetId};
+use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -37,8 +38,8 @@ use super::shared::{ATTEMPTS, Phase, within};
 use super::{
     Access, Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter,
     CertificateRecord, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet,
-    GatewayStatus, Mark, MessageFilter, NewCrl, NewDevice, News, NumberedCrl, OPERATOR_DEADLINE, Position,
-    Presence, QUERY_DEADLINE, Records, Registry, RegistryError, Result, RevokedCertificate,
+    GatewayStatus, Mark, MessageFilter, NewCrl, NewDevice, NewKey, News, NumberedCrl, OPERATOR_DEADLINE,
+    Position, Presence, QUERY_DEADLINE, Records, Registry, RegistryError, Result, RevokedCertificate,
     RevokedCertificates, RevokedFilter, StoredMessage,
 };
 
@@ -334,6 +335,16 @@ impl Registry for Sqlite {
 
     async fn revoked(&self, filter: &RevokedFilter) -> Result<Vec<RevokedCertificate>> {
         within(OPERATOR_DEADLINE, crl::revoked(self, filter)).await
+    }
+
+    async fn add_key(&self, id: &DeviceId, key: &NewKey) -> Result<Acted> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, keys::add(self, &phase, id, key)).await
+    }
+
+    async fn confirm_key(&self, id: &DeviceId, version: KeyVersion) -> Result<bool> {
+        let phase = Phase::default();
+        phase.within(QUERY_DEADLINE, keys::confirm(self, &phase, id, version)).await
     }
 
     async fn kick(&self, id: &DeviceId) -> Result<Acted> {

@@ -10,6 +10,7 @@ mod failover;
 mod hooked;
 mod midway;
 mod outage;
+mod rekey;
 mod session;
 mod storage;
 mod subscriptions;

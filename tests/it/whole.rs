@@ -76,6 +76,35 @@ async fn an_operator_ends_sessions(_: Database, desk: Desk) {
     assert!(said.contains("code=4003 reason=\"revoked\""), "{said}");
 }
 
+async fn a_device_takes_its_new_key_while_it_publishes(_: Database, desk: Desk) {
+    let gateway = Running::start(&desk);
+    let credentials = bundle(&desk, "press-7", &gateway);
+    let device = Device::connect(credentials, Options::default()).unwrap();
+    connected(&device).await;
+    desk.run("device rotate-key press-7 --grace 1h").done().says(&["key version 2 of 'press-7' is pending"]);
+    let states = || {
+        let shown = desk.run("device show press-7 --json").json();
+        array(&shown["keys"]).iter().map(|key| key["state"].clone()).collect::<Vec<_>>()
+    };
+    let mut published = 0;
+    eventually("the new key is active", async || {
+        published += 1;
+        within("an ack", device.publish("devices/press-7/t", &published)).await.unwrap();
+        states() == ["grace", "active"]
+    })
+    .await;
+    device.close().await;
+    // What it has stored is what it comes back with.
+    let again = Credentials::load(desk.home("devices/press-7")).unwrap().with_url(&gateway.url());
+    assert_eq!(again.key().version().get(), 2);
+    let device = Device::connect(again, Options::default()).unwrap();
+    within("an ack", device.publish("devices/press-7/t", &0)).await.unwrap();
+    let rows = desk.run("message list --device press-7 --json").json();
+    assert_eq!(array(&rows).len(), published + 1, "nothing was lost, and nothing stored twice");
+    let said = gateway.ended_by("TERM");
+    assert!(said.contains("the device has its new key"), "{said}");
+}
+
 /// What `test.sh` has prepared, else the system's.
 fn python() -> PathBuf {
     let prepared = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin/python");
@@ -225,4 +254,5 @@ on_both!(
     a_killed_gateway_has_kept_what_it_acked,
     honest_fleets_lose_nothing,
     hostile_fleets_gain_nothing,
+    a_device_takes_its_new_key_while_it_publishes,
 );

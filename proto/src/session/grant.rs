@@ -1,12 +1,17 @@
 //! What a session may do, and what holds for all sessions of a gateway.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use zeroize::Zeroizing;
+
 use crate::close::Close;
-use crate::downlink::{LimitsChange, Welcome};
-use crate::ids::{DeviceId, FleetId};
-use crate::key::{Key, Keyring};
+use crate::downlink::{LimitsChange, Rekey, Welcome};
+use crate::ids::{DeviceId, FleetId, KeyVersion};
+use crate::key::{KEY_BYTES, Key, Keyring};
 use crate::limits::Limits;
 use crate::policy::Policy;
 use crate::time::NumericDate;
@@ -30,6 +35,35 @@ pub struct Grant {
     pub certificate_expires: NumericDate,
     /// When the certificate's grace ends, for a superseded one.
     pub grace_ends: Option<NumericDate>,
+    /// A key version that the device is to be given and has not confirmed.
+    pub pending: Option<Box<PendingKey>>,
+}
+
+/// A key on its way to its device.
+#[derive(Clone)]
+pub struct PendingKey {
+    /// Its version, which is in the keyring, too.
+    pub version: KeyVersion,
+    /// Its bytes.
+    pub key: Zeroizing<[u8; KEY_BYTES]>,
+    /// How long the older one holds once this one is confirmed.
+    pub grace: Duration,
+}
+
+impl fmt::Debug for PendingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PendingKey(version {}, redacted)", self.version)
+    }
+}
+
+impl PendingKey {
+    pub(super) fn rekey(&self) -> Rekey {
+        Rekey {
+            version: self.version,
+            key: Zeroizing::new(URL_SAFE_NO_PAD.encode(self.key.as_slice())),
+            grace: self.grace.as_secs(),
+        }
+    }
 }
 
 impl Grant {

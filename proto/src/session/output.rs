@@ -3,6 +3,7 @@
 use super::Accepted;
 use crate::channel::Filter;
 use crate::close::Close;
+use crate::ids::KeyVersion;
 
 /// What the session wants done, in this order.
 #[derive(Debug)]
@@ -11,6 +12,8 @@ pub enum Output {
     Send(String),
     /// The second factor has been shown: the session takes the device's place, and ends an older one.
     Proven,
+    /// The device has signed with the key that was pending: it holds it.
+    Confirmed(KeyVersion),
     /// A publish to make durable; its receipt comes back through [`super::Session::settle`] or [`super::Session::refuse`].
     Store(Accepted),
     /// What is published to this filter goes to [`super::Session::deliver`] from now on.

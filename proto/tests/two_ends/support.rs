@@ -56,6 +56,7 @@ pub(crate) fn grant() -> Grant {
         },
         certificate_expires: at(1e9).wall,
         grace_ends: None,
+        pending: None,
     }
 }
 

@@ -376,7 +376,7 @@ impl World {
                     let (time, fate) = store::draw(&mut self.random, trouble);
                     self.at(self.now + time, Event::Done(Job { connection, publish, receipt, seq, fate }));
                 }
-                Output::Subscribe(_) | Output::Unsubscribe(_) => {}
+                Output::Subscribe(_) | Output::Unsubscribe(_) | Output::Confirmed(_) => {}
                 Output::Ping => {
                     let time = self.transit(connection, false);
                     self.at(time, Event::Ping(connection));

@@ -1,6 +1,7 @@
 //! A record as text and back.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
@@ -48,6 +49,7 @@ struct Key {
     state: KeyState,
     #[serde(with = "time::serde::timestamp::milliseconds::option", default)]
     grace_until: Option<OffsetDateTime>,
+    grace: u64,
 }
 
 impl Entry {
@@ -58,6 +60,7 @@ impl Entry {
             sealed: STANDARD_NO_PAD.encode(&key.sealed),
             state: key.state,
             grace_until: key.grace_until,
+            grace: key.grace.as_secs(),
         };
         let rest = Rest {
             status: record.status,
@@ -85,7 +88,13 @@ impl Entry {
         let Rest { status, reason, certificate, keys } = serde_json::from_str(&self.rest).ok()?;
         let keys = keys.into_iter().map(|key| {
             let sealed = STANDARD_NO_PAD.decode(&key.sealed).ok()?;
-            Some(SealedKey { version: key.version, sealed, state: key.state, grace_until: key.grace_until })
+            Some(SealedKey {
+                version: key.version,
+                sealed,
+                state: key.state,
+                grace_until: key.grace_until,
+                grace: Duration::from_secs(key.grace),
+            })
         });
         Some(Record {
             device: self.device.clone(),

@@ -20,7 +20,7 @@ use super::{Forgotten, Known, News};
 use crate::home::{self, FileError, SECRET};
 
 /// Of the layout below; a file of another one is made anew.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 /// Records in the file; the oldest make room for new ones.
 const MOST_RECORDS: i64 = 200_000;
 
@@ -39,7 +39,7 @@ const LAYOUT: &str = "
         max_staleness INTEGER NOT NULL DEFAULT 0,
         signed_off INTEGER NOT NULL DEFAULT 1
     ) STRICT;
-    PRAGMA user_version = 2;
+    PRAGMA user_version = 3;
 ";
 
 pub(super) struct File(SqliteConnection);

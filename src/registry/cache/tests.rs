@@ -25,6 +25,7 @@ fn record(device: &str, fleet: &str) -> Record {
             sealed: vec![0, 255, 7],
             state: KeyState::Grace,
             grace_until: Some(datetime!(2027-05-02 12:00 UTC)),
+            grace: Duration::from_secs(86_400),
         }],
         policy: Arc::from("{}"),
         limits: Arc::from(r#"{"rate_burst":1}"#),

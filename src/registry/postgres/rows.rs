@@ -1,12 +1,13 @@
 //! Rows into the registry's types. Columns go by name, so a query may order them as it reads best.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use doorward_pki::Fingerprint;
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use super::super::shared::{device_id, fingerprint, fleet_id, key_version, message_id, unreadable};
+use super::super::shared::{count, device_id, fingerprint, fleet_id, key_version, message_id, unreadable};
 use super::super::{
     CertificateRecord, CertificateStatus, DeviceStatus, DeviceSummary, KeyState, Presence, Record, Result,
     SealedKey, Standing, StoredMessage,
@@ -66,6 +67,7 @@ pub(super) fn key(row: &PgRow) -> Result<Option<SealedKey>> {
         sealed: get(row, "sealed")?,
         state: KeyState::read(get(row, "state")?)?,
         grace_until: get(row, "grace_until")?,
+        grace: Duration::from_secs(count(get(row, "grace_seconds")?)),
     }))
 }
 

@@ -16,6 +16,7 @@ fn migrations() -> Migrator {
         ("amendments", include_str!("../../../migrations/postgres/0005_amendments.sql")),
         ("limits", include_str!("../../../migrations/postgres/0006_limits.sql")),
         ("crl", include_str!("../../../migrations/postgres/0007_crl.sql")),
+        ("rotation", include_str!("../../../migrations/postgres/0008_rotation.sql")),
     ]);
     migrator.create_schema("doorward");
     migrator

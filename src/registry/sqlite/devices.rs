@@ -171,7 +171,7 @@ pub(super) async fn detail(registry: &Sqlite, id: &DeviceId) -> Result<Option<De
     .await
     .map_err(error::read)?;
     let keys = sqlx::query(
-        "SELECT version, sealed, state, grace_until FROM hmac_keys WHERE device = ?1 ORDER BY version",
+        "SELECT version, sealed, state, grace_until, grace_seconds FROM hmac_keys WHERE device = ?1 ORDER BY version",
     )
     .bind(id.as_str())
     .fetch_all(&mut *transaction)
@@ -239,7 +239,7 @@ pub(super) async fn kick(registry: &Sqlite, phase: &Phase, id: &DeviceId) -> Res
     Ok(acted)
 }
 
-async fn acted(connection: &mut SqliteConnection, id: &DeviceId, done: Done) -> Result<Acted> {
+pub(super) async fn acted(connection: &mut SqliteConnection, id: &DeviceId, done: Done) -> Result<Acted> {
     let session =
         sqlx::query_scalar("SELECT session FROM presence WHERE device = ?1 AND session IS NOT NULL")
             .bind(id.as_str())
@@ -250,7 +250,7 @@ async fn acted(connection: &mut SqliteConnection, id: &DeviceId, done: Done) -> 
 }
 
 /// The device's status, held until the transaction's end.
-async fn lock(connection: &mut SqliteConnection, id: &DeviceId) -> Result<DeviceStatus> {
+pub(super) async fn lock(connection: &mut SqliteConnection, id: &DeviceId) -> Result<DeviceStatus> {
     let status: Option<String> = sqlx::query_scalar("SELECT status FROM devices WHERE id = ?1")
         .bind(id.as_str())
         .fetch_optional(connection)

@@ -1,6 +1,7 @@
 //! Rows into the registry's types, and times into text and back.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use doorward_pki::Fingerprint;
 use sqlx::Row;
@@ -9,7 +10,7 @@ use time::format_description::FormatItem;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime, UtcOffset};
 
-use super::super::shared::{device_id, fingerprint, fleet_id, key_version, message_id, unreadable};
+use super::super::shared::{count, device_id, fingerprint, fleet_id, key_version, message_id, unreadable};
 use super::super::{
     CertificateRecord, CertificateStatus, DeviceStatus, DeviceSummary, KeyState, Presence, Record,
     RegistryError, Result, SealedKey, Standing, StoredMessage,
@@ -98,6 +99,7 @@ pub(super) fn key(row: &SqliteRow) -> Result<Option<SealedKey>> {
         sealed: get(row, "sealed")?,
         state: KeyState::read(get(row, "state")?)?,
         grace_until: maybe_moment(row, "grace_until")?,
+        grace: Duration::from_secs(count(get(row, "grace_seconds")?)),
     }))
 }
 

@@ -160,6 +160,7 @@ on_both!(
     the_list_can_be_narrowed,
     a_registry_that_refuses_the_commit_leaves_no_bundle,
     a_registry_of_another_version_is_told_apart,
+    a_key_is_rotated,
 );
 
 #[test]
@@ -266,4 +267,50 @@ fn a_life_beyond_the_authoritys_is_cut_and_said() {
     for bad in ["0", "-1", "36501", "x"] {
         desk.run(["device", "add", "press-8", &format!("--days={bad}")]).fails(2, &["--days"]);
     }
+}
+
+async fn a_key_is_rotated(_: Database, desk: Desk) {
+    desk.run("device add press-7").done();
+    let rotated = desk.run("device rotate-key press-7 --json").json();
+    let pending =
+        json!({ "device": "press-7", "version": 2, "changed": true, "state": "pending", "bundle": null });
+    assert_eq!(rotated, pending);
+    // At most one is pending: again it is the same one; and the bundle has it.
+    let again = desk.run("device rotate-key press-7 --out out --json").json();
+    assert_eq!(
+        (&again["version"], &again["changed"], &again["bundle"]),
+        (&json!(2), &json!(false), &json!("out/press-7"))
+    );
+    let bundle = fs::read_to_string(desk.path("out/press-7/device.json")).unwrap();
+    let bundle: serde_json::Value = serde_json::from_str(&bundle).unwrap();
+    assert_eq!(bundle["key"]["version"], 2);
+    assert_eq!(mode(&desk.path("out/press-7/device.json")), 0o600);
+    let keys = |desk: &Desk| {
+        let shown = desk.run("device show press-7 --json").json();
+        let keys = shown["keys"].as_array().unwrap().clone();
+        keys.into_iter().map(|key| key["state"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(keys(&desk), ["active", "pending"]);
+
+    // A leaked key: nothing of what was holds any more.
+    desk.run("device rotate-key press-7 --grace 0s").fails(2, &["--out DIR", "by the bundle alone"]);
+    desk.run("device rotate-key press-7 --grace 0s --out out").fails(4, &["out/press-7 exists already"]);
+    assert_eq!(keys(&desk), ["active", "pending"], "nothing is changed where the bundle cannot be written");
+    let leaked = desk.run("device rotate-key press-7 --grace 0s --out new --json").json();
+    assert_eq!(
+        (&leaked["version"], &leaked["state"], &leaked["bundle"]),
+        (&json!(3), &json!("active"), &json!("new/press-7"))
+    );
+    assert_eq!(leaked["receipt"]["confirmed"], 0);
+    assert_eq!(keys(&desk), ["retired", "retired", "active"]);
+    let audit = desk.run("audit list --json").json();
+    let acts: Vec<&str> =
+        audit.as_array().unwrap().iter().map(|row| row["action"].as_str().unwrap()).collect();
+    assert_eq!(acts.iter().filter(|act| **act == "key.add").count(), 2, "{acts:?}");
+    assert_eq!(acts.iter().filter(|act| **act == "key.retire").count(), 2, "{acts:?}");
+
+    desk.run("device rotate-key nobody").fails(3, &["there is no device 'nobody'"]);
+    desk.run("device rotate-key press-7 --grace 400d").fails(2, &["at most 366d"]);
+    desk.run("device revoke press-7 --reason stolen").done();
+    desk.run("device rotate-key press-7").fails(4, &["revoked"]);
 }

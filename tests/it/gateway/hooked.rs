@@ -9,11 +9,11 @@ use doorward::config::Config;
 use doorward::registry::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
     DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark,
-    MessageFilter, NewCrl, NewDevice, News, NumberedCrl, Position, Presence, Records, Registry,
+    MessageFilter, NewCrl, NewDevice, NewKey, News, NumberedCrl, Position, Presence, Records, Registry,
     RegistryError, Result, RevokedCertificate, RevokedCertificates, RevokedFilter, StoredMessage,
 };
 use doorward_pki::Fingerprint;
-use doorward_proto::ids::{DeviceId, FleetId};
+use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
@@ -261,6 +261,13 @@ impl Registry for Hooked {
     }
     async fn revoked(&self, filter: &RevokedFilter) -> Result<Vec<RevokedCertificate>> {
         self.asked()?.revoked(filter).await
+    }
+
+    async fn add_key(&self, id: &DeviceId, key: &NewKey) -> Result<Acted> {
+        self.asked()?.add_key(id, key).await
+    }
+    async fn confirm_key(&self, id: &DeviceId, version: KeyVersion) -> Result<bool> {
+        self.asked()?.confirm_key(id, version).await
     }
     async fn kick(&self, id: &DeviceId) -> Result<Acted> {
         self.asked()?.kick(id).await

@@ -8,6 +8,7 @@ use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use doorward::clock;
+use doorward_proto::ids::KeyVersion;
 use doorward_proto::key::Key;
 use futures_util::{SinkExt as _, StreamExt as _};
 use rustls::pki_types::ServerName;
@@ -125,7 +126,8 @@ pub(crate) struct Device {
     pub(crate) seq: u64,
     pub(crate) signer: Key,
     heard: u64,
-    verifier: hmac::Key,
+    /// The keys that the gateway may sign with.
+    verifiers: Vec<(KeyVersion, hmac::Key)>,
 }
 
 impl Device {
@@ -165,7 +167,10 @@ impl Device {
             seq: 0,
             signer: credentials.signer(),
             heard: 0,
-            verifier: hmac::Key::new(hmac::HMAC_SHA256, &credentials.hmac),
+            verifiers: vec![(
+                credentials.signer().version(),
+                hmac::Key::new(hmac::HMAC_SHA256, &credentials.hmac),
+            )],
         })
     }
 
@@ -323,9 +328,11 @@ impl Device {
         let (header, payload) = signed.split_once('.').unwrap();
         let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).unwrap();
         let header: Value = serde_json::from_slice(&decode(header)).unwrap();
-        assert_eq!(header, json!({ "alg": "HS256", "kid": self.signer.version().to_string() }));
-        hmac::verify(&self.verifier, signed.as_bytes(), &decode(signature))
-            .expect("the gateway's signature fits");
+        let kid: KeyVersion = header["kid"].as_str().unwrap().parse().unwrap();
+        assert_eq!(header, json!({ "alg": "HS256", "kid": kid.to_string() }));
+        let held = self.verifiers.iter().find(|(version, _)| *version == kid);
+        let (_, key) = held.unwrap_or_else(|| panic!("signed with key {kid}, which is not expected"));
+        hmac::verify(key, signed.as_bytes(), &decode(signature)).expect("the gateway's signature fits");
         let message: Value = serde_json::from_slice(&decode(payload)).unwrap();
         assert_eq!((&message["iss"], &message["aud"]), (&json!("gateway"), &json!(self.credentials.id)));
         let seq = message["seq"].as_u64().unwrap();
@@ -341,8 +348,14 @@ impl Device {
 
     /// Verifies with another of the device's keys, and signs with it.
     pub(crate) fn use_key(&mut self, key: Key, bytes: &[u8; 32]) {
+        self.verifiers.clear();
+        self.hold_key(key, bytes);
+    }
+
+    /// Signs with another of the device's keys; the gateway may, and may still use those before.
+    pub(crate) fn hold_key(&mut self, key: Key, bytes: &[u8; 32]) {
+        self.verifiers.push((key.version(), hmac::Key::new(hmac::HMAC_SHA256, bytes)));
         self.signer = key;
-        self.verifier = hmac::Key::new(hmac::HMAC_SHA256, bytes);
     }
 }
 

@@ -252,12 +252,17 @@ impl House {
         self.db.registry.add_devices(&[device]).await.unwrap();
     }
 
+    /// A key as the registry keeps it.
+    pub(crate) fn seal(&self, id: &DeviceId, version: KeyVersion, bytes: &[u8; 32]) -> Vec<u8> {
+        let master = MasterKey::parse(&home::read_secret(&self.home.pki("master.key")).unwrap()).unwrap();
+        master.seal(id, version, bytes, entropy::random().unwrap())
+    }
+
     /// Gives a device another key version in a state.
     pub(crate) async fn add_key(&self, id: &DeviceId, version: u32, state: &str) -> (Key, [u8; 32]) {
         let bytes: [u8; 32] = entropy::random().unwrap();
         let version: KeyVersion = version.to_string().parse().unwrap();
-        let master = MasterKey::parse(&home::read_secret(&self.home.pki("master.key")).unwrap()).unwrap();
-        let sealed = master.seal(id, version, &bytes, entropy::random().unwrap());
+        let sealed = self.seal(id, version, &bytes);
         let hex: String = sealed.iter().map(|byte| format!("{byte:02x}")).collect();
         let blob = match &self.db.sql {
             super::database::Sql::Sqlite(_) => format!("x'{hex}'"),

@@ -1,0 +1,3 @@
+-- Keys that are rotated: how long the old one holds is the operator's to say, with the new one.
+
+ALTER TABLE hmac_keys ADD COLUMN grace_seconds INTEGER NOT NULL DEFAULT 604800 CHECK (grace_seconds BETWEEN 0 AND 31622400);

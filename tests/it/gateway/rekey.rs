@@ -1,0 +1,161 @@
+//! A new HMAC key reaches its device in its session, and holds once the device has signed with it.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use doorward::entropy;
+use doorward::registry::NewKey;
+use doorward_proto::ids::KeyVersion;
+use doorward_proto::key::Key;
+use serde_json::{Value, json};
+
+use super::hooked;
+use crate::support::database::Database;
+use crate::support::device::{Device, UPGRADE, problem_of, request};
+use crate::support::house::{Credentials, House, eventually, log};
+
+const GRACE: Duration = Duration::from_secs(3600);
+
+async fn rotate(house: &House, credentials: &Credentials, version: u32, grace: Duration) -> [u8; 32] {
+    let bytes: [u8; 32] = entropy::random().unwrap();
+    let version = KeyVersion::from_number(version).unwrap();
+    let sealed = house.seal(&credentials.id, version, &bytes);
+    house.db.registry.add_key(&credentials.id, &NewKey { version, sealed, grace }).await.unwrap();
+    bytes
+}
+
+/// Takes the key from a `rekey`, as a device does.
+fn take(device: &mut Device, rekey: &Value) {
+    let bytes: [u8; 32] = URL_SAFE_NO_PAD.decode(rekey["key"].as_str().unwrap()).unwrap().try_into().unwrap();
+    let version = KeyVersion::from_number(rekey["version"].as_u64().unwrap().try_into().unwrap()).unwrap();
+    device.hold_key(Key::new(version, &bytes), &bytes);
+}
+
+async fn state(house: &House, version: u32) -> Option<String> {
+    for state in ["pending", "active", "grace", "retired"] {
+        let sql = format!("SELECT count(*) FROM hmac_keys WHERE version = {version} AND state = '{state}'");
+        if house.db.number(&sql).await == 1 {
+            return Some(state.to_owned());
+        }
+    }
+    None
+}
+
+async fn a_key_is_rotated_in_a_live_session(db: Database) {
+    let house = House::on(db, |_| {}).await;
+    let credentials = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &credentials).await;
+    let bytes = rotate(&house, &credentials, 2, GRACE).await;
+    let rekey = device.expect("rekey").await;
+    assert_eq!((&rekey["version"], &rekey["grace"]), (&json!(2), &json!(3600)));
+    assert_eq!(rekey["key"], URL_SAFE_NO_PAD.encode(bytes));
+    // Both hold, and nothing begins before the device has said that it has it.
+    device.hello().await;
+    assert_eq!(
+        (state(&house, 1).await, state(&house, 2).await),
+        (Some("active".into()), Some("pending".into()))
+    );
+
+    take(&mut device, &rekey);
+    let seq = device.publish("m1", json!(1)).await;
+    device.acked(seq).await;
+    eventually("the new key is active", async || state(&house, 2).await.as_deref() == Some("active")).await;
+    assert_eq!(state(&house, 1).await.as_deref(), Some("grace"));
+    let detail = house.db.registry.device(&credentials.id).await.unwrap().unwrap();
+    let left = detail.keys[0].grace_until.unwrap() - doorward::clock::utc();
+    assert!((3500..=3600).contains(&left.whole_seconds()), "{left}");
+    // From now on the gateway signs with it, and says so.
+    let limits = device.expect("limits").await;
+    assert_eq!(limits["key"], 2);
+    device.use_key(device.signer.clone(), &bytes);
+    device.hello().await;
+    // The next session brings none; the old key still holds.
+    let mut old =
+        Device::upgrade(&house, &credentials, &UPGRADE.replace("/v1/device", "/v1/device?key=1")).await;
+    old.expect("welcome").await;
+    old.hello().await;
+    old.hello().await;
+    let audit =
+        "SELECT count(*) FROM audit WHERE body LIKE '%\"key.confirm\"%' OR body LIKE '%\"key.supersede\"%'";
+    assert_eq!(house.db.number(audit).await, 2);
+}
+
+#[tokio::test]
+async fn a_key_is_rotated_in_a_live_session_on_sqlite() {
+    a_key_is_rotated_in_a_live_session(Database::sqlite().await).await;
+}
+
+#[tokio::test]
+async fn a_key_is_rotated_in_a_live_session_on_postgres() {
+    a_key_is_rotated_in_a_live_session(Database::postgres().await).await;
+}
+
+async fn a_leaked_key_is_worth_nothing_at_once(db: Database) {
+    let house = House::on(db, |_| {}).await;
+    let credentials = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &credentials).await;
+    rotate(&house, &credentials, 2, GRACE).await;
+    device.expect("rekey").await;
+    let bytes = rotate(&house, &credentials, 3, Duration::ZERO).await;
+    device.closed_with_bye(4005).await;
+    for version in [1, 2, 3] {
+        let expected = if version == 3 { "active" } else { "retired" };
+        assert_eq!(state(&house, version).await.as_deref(), Some(expected), "{version}");
+        let asked = UPGRADE.replace("/v1/device", &format!("/v1/device?key={version}"));
+        if version < 3 {
+            let answer = request(&house, &credentials, &asked).await.unwrap();
+            assert_eq!((answer.status, problem_of(&answer)), (401, "key-unknown".to_owned()));
+        }
+    }
+    let mut credentials = credentials;
+    credentials.hmac = bytes;
+    let mut device = Device::upgrade(&house, &credentials, UPGRADE).await;
+    device.use_key(Key::new(KeyVersion::from_number(3).unwrap(), &bytes), &bytes);
+    device.expect("welcome").await;
+    device.hello().await;
+}
+
+#[tokio::test]
+async fn a_leaked_key_is_worth_nothing_at_once_on_sqlite() {
+    a_leaked_key_is_worth_nothing_at_once(Database::sqlite().await).await;
+}
+
+#[tokio::test]
+async fn a_leaked_key_is_worth_nothing_at_once_on_postgres() {
+    a_leaked_key_is_worth_nothing_at_once(Database::postgres().await).await;
+}
+
+#[tokio::test]
+async fn a_device_that_was_away_or_lost_it_is_given_it_again() {
+    let house = House::start().await;
+    let credentials = house.add_device("press-7").await;
+    rotate(&house, &credentials, 2, GRACE).await;
+    // Three sessions, and none of them signs with it.
+    for _ in 0..3 {
+        let mut device = Device::connect(&house, &credentials).await;
+        let seq = device.say(json!({ "op": "hello" })).await;
+        assert_eq!(device.expect("rekey").await["version"], 2);
+        device.acked(seq).await;
+    }
+    assert_eq!(state(&house, 2).await.as_deref(), Some("pending"));
+}
+
+#[tokio::test]
+async fn what_the_registry_could_not_be_told_is_told_later() {
+    let (house, hooked) = hooked::house(|_| {}).await;
+    let credentials = house.add_device("press-7").await;
+    rotate(&house, &credentials, 2, GRACE).await;
+    let mut device = Device::connect(&house, &credentials).await;
+    let seq = device.say(json!({ "op": "hello" })).await;
+    let rekey = device.expect("rekey").await;
+    device.acked(seq).await;
+    hooked.away.store(true, Ordering::SeqCst);
+    eventually("it is away", async || log().contains("the registry does not answer")).await;
+    take(&mut device, &rekey);
+    device.hello().await;
+    assert_eq!(state(&house, 2).await.as_deref(), Some("pending"));
+    hooked.away.store(false, Ordering::SeqCst);
+    eventually("the new key is active", async || state(&house, 2).await.as_deref() == Some("active")).await;
+}
