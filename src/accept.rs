@@ -259,6 +259,7 @@ async fn admit_request<'a>(
         let handle = Handle {
             key,
             certificate_ends: leaf_ends,
+            supersedes: record.certificate.supersedes,
             heard_ms: AtomicI64::new(now.as_millis()),
             ..Handle::new(Arc::clone(id), record.device, record.fleet, peer, fingerprint)
         };

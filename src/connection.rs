@@ -28,9 +28,9 @@ use tracing::{debug, info};
 use crate::accept::{Admitted, Stream};
 use crate::clock;
 use crate::entropy;
-use crate::gateway::Gateway;
 use crate::gateway::mailbox::{Ending, Outcome};
 use crate::gateway::sessions::{Handle, Proof};
+use crate::gateway::{Gateway, Shown};
 use crate::registry::NewEvent;
 use crate::sink::{Job, NoRoom};
 
@@ -298,7 +298,7 @@ impl Connection {
                 }
                 Output::Proven => self.proven(),
                 Output::Confirmed(version) => {
-                    self.gateway.confirmed_keys.put(&self.handle.device, version);
+                    self.gateway.shown.put(&self.handle.device, Shown::Key(version));
                 }
                 Output::Subscribe(filter) => self.gateway.routes.add(&filter, &self.handle),
                 Output::Unsubscribe(filter) => self.gateway.routes.remove(&filter, &self.handle),
@@ -320,6 +320,9 @@ impl Connection {
         }
         self.gateway.counters.proven();
         info!(connection = %self.handle.id, device = %self.handle.device, peer = %self.peer, "session proven");
+        if self.handle.supersedes {
+            self.gateway.shown.put(&self.handle.device, Shown::Certificate(self.handle.certificate));
+        }
         self.gateway.sink.claim(self.handle.claim(&self.gateway.settings.gateway));
     }
 

@@ -1,8 +1,8 @@
 //! A gateway: what all its connections share, and its life from the first `accept` to the end of its drain.
 
 mod confirm;
+mod credentials;
 mod follow;
-mod keys;
 pub(crate) mod mailbox;
 mod records;
 pub(crate) mod sessions;
@@ -10,6 +10,7 @@ mod sight;
 mod upkeep;
 mod witness;
 
+pub(crate) use credentials::Shown;
 pub(crate) use records::Source;
 pub(crate) use sight::Sight;
 pub(crate) use upkeep::SEEN_EVERY;
@@ -43,8 +44,8 @@ use crate::sink::{self, Sink};
 use crate::tls::{self, TlsError};
 use crate::{accept, clock, entropy};
 
+use credentials::ShownCredentials;
 use follow::Follower;
-use keys::ConfirmedKeys;
 use mailbox::Ending;
 use sessions::{Handle, Sessions};
 
@@ -97,7 +98,7 @@ pub struct Gateway {
     pub(crate) routes: Arc<Routes>,
     pub(crate) sink: Arc<Sink>,
     pub(crate) counters: Counters,
-    pub(crate) confirmed_keys: ConfirmedKeys,
+    pub(crate) shown: ShownCredentials,
     /// Room for connections, and turns to compute a handshake.
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) handshakes: Semaphore,
@@ -157,7 +158,7 @@ impl Gateway {
             routes: Arc::new(Routes::default()),
             sink: Arc::new(Sink::new(config.limits.store_queue)),
             counters: Counters::default(),
-            confirmed_keys: ConfirmedKeys::default(),
+            shown: ShownCredentials::default(),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             handshakes: Semaphore::new(config.limits.handshakes),
             tasks: TaskTracker::new(),
@@ -256,7 +257,7 @@ pub async fn serve(
     parts.spawn(confirm::run(Arc::clone(&gateway), follower.effects(), stop.clone()));
     parts.spawn(follower.run(stop.clone()));
     parts.spawn(ends(upkeep::run(Arc::clone(&gateway), stop.clone())));
-    parts.spawn(ends(keys::run(Arc::clone(&gateway), stop.clone())));
+    parts.spawn(ends(credentials::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(witness::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(accept::run(Arc::clone(&gateway), listener, stop.clone())));
     gateway.ready.send_replace(true);

@@ -28,7 +28,8 @@ use time::OffsetDateTime;
 
 pub use audit::{AuditFilter, AuditHash, AuditHead, AuditRow, Chain, Misfit};
 pub use certificates::{
-    Cause, CertificateFilter, NewCrl, NumberedCrl, RevokedCertificate, RevokedCertificates, RevokedFilter,
+    Cause, CertificateFilter, NewCrl, NumberedCrl, Renewal, RevokedCertificate, RevokedCertificates,
+    RevokedFilter,
 };
 pub use gateways::{Acted, Applied, Enrolment, GatewayStatus, Mark};
 pub use messages::{Batch, Claim, Fate, MessageFilter, NewEvent, NewMessage, StoredMessage};
@@ -420,6 +421,16 @@ pub trait Registry: Send + Sync + 'static {
     async fn number_crl(&self, crl: &NewCrl) -> Result<NumberedCrl>;
     /// A page of the certificates that are revoked, or whose device is, in the order of serials.
     async fn revoked(&self, filter: &RevokedFilter) -> Result<Vec<RevokedCertificate>>;
+    /// Adds a certificate to a device. [`RegistryError::Refused`] for a revoked device.
+    async fn add_certificate(
+        &self,
+        id: &DeviceId,
+        certificate: &NewCertificate,
+        renewal: &Renewal,
+    ) -> Result<Acted>;
+    /// A session by this certificate has been proven: those that it was renewed from are superseded, and their grace begins.
+    /// Whether that is new.
+    async fn confirm_certificate(&self, certificate: &Fingerprint) -> Result<bool>;
     /// Adds a key version to a device, pending until the device signs with it. [`RegistryError::Exists`] where the version is
     /// taken or another one is pending; [`RegistryError::Refused`] for a revoked device.
     async fn add_key(&self, id: &DeviceId, key: &NewKey) -> Result<Acted>;

@@ -1,4 +1,4 @@
--- Keys that are rotated: how long the old one holds is the operator's to say, with the new one.
+-- Keys and certificates that are rotated: how long the old one holds is the operator's to say, with the new one.
 
 ALTER TABLE hmac_keys ADD COLUMN grace_seconds bigint NOT NULL DEFAULT 604800 CHECK (grace_seconds BETWEEN 0 AND 31622400);
 
@@ -24,3 +24,32 @@ BEGIN
     UPDATE hmac_keys k SET state = 'active' WHERE k.device = confirm_key.device AND k.version = confirm_key.version;
     RETURN true;
 END $$;
+
+-- How long the one that it was renewed from holds once a session by this one has been proven.
+ALTER TABLE certificates ADD COLUMN grace_seconds bigint NOT NULL DEFAULT 604800 CHECK (grace_seconds BETWEEN 0 AND 31622400);
+
+-- A session by this certificate has been proven: those that it was renewed from are superseded, and their grace begins.
+CREATE FUNCTION confirm_certificate(fingerprint text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = doorward, pg_temp AS $$
+DECLARE
+    proven certificates;
+BEGIN
+    PERFORM FROM devices d JOIN certificates c ON c.device = d.id
+        WHERE c.fingerprint = confirm_certificate.fingerprint AND d.status = 'active' FOR UPDATE OF d;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'there is no certificate % of an active device', fingerprint USING ERRCODE = 'DW001';
+    END IF;
+    SELECT * INTO proven FROM certificates c WHERE c.fingerprint = confirm_certificate.fingerprint;
+    IF proven.status <> 'active' THEN
+        RAISE EXCEPTION 'certificate % is not active but %', proven.serial, proven.status USING ERRCODE = 'DW001';
+    END IF;
+    WITH RECURSIVE line AS (
+        SELECT proven.renewed_from AS fingerprint
+        UNION SELECT c.renewed_from FROM certificates c JOIN line l ON c.fingerprint = l.fingerprint
+    )
+    UPDATE certificates c SET status = 'superseded', valid_until = now() + proven.grace_seconds * interval '1 second'
+        FROM line l WHERE c.fingerprint = l.fingerprint AND c.device = proven.device AND c.status = 'active';
+    RETURN FOUND;
+END $$;
+REVOKE ALL ON FUNCTION confirm_certificate FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION confirm_certificate TO doorward_gateway;

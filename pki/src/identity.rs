@@ -37,6 +37,7 @@ pub struct Leaf {
     not_after: i64,
     issuer: Vec<u8>,
     issuer_key_id: Option<String>,
+    public_key: Vec<u8>,
 }
 
 /// Why bytes are not a certificate that can be judged.
@@ -122,6 +123,7 @@ impl Leaf {
             not_after: certificate.validity().not_after.timestamp(),
             issuer: certificate.issuer().as_raw().to_vec(),
             issuer_key_id,
+            public_key: certificate.public_key().subject_public_key.data.to_vec(),
         })
     }
 
@@ -169,6 +171,12 @@ impl Leaf {
     #[must_use]
     pub fn serial(&self) -> &str {
         &self.serial
+    }
+
+    /// The bits of the subject's public key: for an elliptic curve its point.
+    #[must_use]
+    pub fn public_key(&self) -> &[u8] {
+        &self.public_key
     }
 
     /// Whether basicConstraints says CA.

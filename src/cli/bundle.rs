@@ -31,14 +31,9 @@ pub(super) fn write_again(shared: &Shared, device: &DeviceDetail, out: &Path) ->
         return Err(Failure::refused(format!("device '{id}' is revoked: a bundle would open nothing")));
     }
     let issuer = Issuer::load(shared)?;
-    let home = shared.home();
     let certificate = device.certificates.iter().find(|c| c.status == CertificateStatus::Active);
     let Some(certificate) = certificate else {
         return Err(Failure::refused(format!("device '{id}' has no active certificate")));
-    };
-    let key = device.keys.iter().rev().find(|key| matches!(key.state, KeyState::Active | KeyState::Pending));
-    let Some(key) = key else {
-        return Err(Failure::refused(format!("device '{id}' has no key that holds")));
     };
     if certificate.issuer != issuer.key_id() {
         return Err(Failure::new(format!(
@@ -47,13 +42,29 @@ pub(super) fn write_again(shared: &Shared, device: &DeviceDetail, out: &Path) ->
         ))
         .next("use the home that the device was added with"));
     }
-    let master = issue::master_key(&home)?;
+    write_with(shared, &issuer, device, &certificate.der, None, out)
+}
+
+/// Writes a certificate of a device with its newest key.
+pub(super) fn write_with(
+    shared: &Shared,
+    issuer: &Issuer,
+    device: &DeviceDetail,
+    certificate: &[u8],
+    private_key: Option<&Zeroizing<String>>,
+    out: &Path,
+) -> Result<PathBuf, Failure> {
+    let id = &device.summary.id;
+    let key = device.keys.iter().rev().find(|key| matches!(key.state, KeyState::Active | KeyState::Pending));
+    let Some(key) = key else {
+        return Err(Failure::refused(format!("device '{id}' has no key that holds")));
+    };
+    let master = issue::master_key(&shared.home())?;
     let hmac = master.open(id, key.version, &key.sealed).map_err(|error| {
         Failure::new(error.to_string()).next("use the home whose master.key the device was added with")
     })?;
     let file = issuer.device_file(id, &device.summary.fleet, key.version, &hmac);
-    let chain = issuer.chain(&certificate.der);
-    write(out, &file, &chain, None, &issuer.ca)
+    write(out, &file, &issuer.chain(certificate), private_key, &issuer.ca)
 }
 
 /// Refuses a folder that is there: nothing overwrites a key.

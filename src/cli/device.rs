@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::failure::{Failure, Outcome};
 use super::issue::{Credentials, Issuer};
 use super::receipt::{self, Wait};
-use super::rotate::RotateKey;
+use super::rotate::{RotateCert, RotateKey};
 use super::{Shared, bulk, bundle, output};
 use crate::registry::{Act, DeviceDetail, DeviceFilter, DeviceStatus, DeviceSummary, Done, Registry};
 
@@ -74,6 +74,10 @@ pub(super) enum Device {
     #[command(after_help = "Examples:\n  doorward device rotate-key press-7\n  \
         doorward device rotate-key press-7 --grace 0s --out bundles")]
     RotateKey(RotateKey),
+    /// Give a device a new certificate, and a new private key unless it has made one itself
+    #[command(after_help = "Examples:\n  doorward device rotate-cert press-7 --out bundles\n  \
+        doorward device rotate-cert press-7 --csr press-7.csr --out bundles")]
+    RotateCert(RotateCert),
     /// Write a device's bundle again, without its private key
     #[command(after_help = "Example:\n  doorward device bundle press-7 --out bundles")]
     Bundle {
@@ -157,6 +161,7 @@ impl Device {
             Self::Resume { id } => act(shared, id, Act::Resume, None, None).await,
             Self::Revoke { id, reason, wait } => act(shared, id, Act::Revoke, Some(reason), Some(wait)).await,
             Self::RotateKey(rotate) => rotate.run(shared).await,
+            Self::RotateCert(rotate) => rotate.run(shared).await,
             Self::Bundle { id, out } => bundle::run(shared, id, out).await,
             Self::Kick { id, wait } => {
                 let registry = shared.registry().await?;
@@ -180,9 +185,7 @@ async fn add_one(add: &Add, shared: &Shared) -> Outcome {
     let issuer = Issuer::load(shared)?;
     let credentials = match &add.csr {
         Some(path) => {
-            let bytes = read_csr(path)?;
-            let request = Request::parse(&bytes, id)
-                .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+            let request = read_request(path, id)?;
             issuer.issue_csr(&request, &add.fleet, add.lifetime())?
         }
         None => issuer.issue(id, &add.fleet, add.lifetime())?,
@@ -230,6 +233,12 @@ pub(super) async fn check_fleet(registry: &dyn Registry, fleet: &FleetId) -> Out
             "'doorward fleet add {fleet}' makes it, 'doorward fleet list' shows those that there are"
         ))),
     }
+}
+
+/// A request for a device's certificate, its proof of possession checked.
+pub(super) fn read_request(path: &Path, id: &DeviceId) -> Result<Request, Failure> {
+    let bytes = read_csr(path)?;
+    Request::parse(&bytes, id).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
 }
 
 fn read_csr(path: &Path) -> Result<Vec<u8>, Failure> {

@@ -116,8 +116,7 @@ impl Issuer {
         key: &impl PublicKeyData,
         private_key: Option<Zeroizing<String>>,
     ) -> Result<Credentials, Failure> {
-        let serial = Serial::from_random(entropy::random()?);
-        let certificate = self.authority.issue_device(id, key, serial, clock::utc(), lifetime)?;
+        let certificate = self.certify(id, lifetime, key)?;
         let hmac = Zeroizing::new(entropy::random::<32>()?);
         let sealed_key = self.master.seal(id, KeyVersion::FIRST, &hmac, entropy::random()?);
         Ok(Credentials {
@@ -132,6 +131,17 @@ impl Issuer {
             private_key,
             shortened: certificate.shortened,
         })
+    }
+
+    /// A certificate for a device's key.
+    pub(super) fn certify(
+        &self,
+        id: &DeviceId,
+        lifetime: Duration,
+        key: &impl PublicKeyData,
+    ) -> Result<Certificate, Failure> {
+        let serial = Serial::from_random(entropy::random()?);
+        Ok(self.authority.issue_device(id, key, serial, clock::utc(), lifetime)?)
     }
 
     /// The registry's row of a certificate that this issuer signed.

@@ -1,18 +1,25 @@
-//! `device rotate-key`: a new HMAC key for a device, and how it gets there.
+//! `device rotate-key`, `device rotate-cert`: a new credential for a device, and how it gets there.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use doorward_pki::MasterKey;
+use doorward_pki::identity::Leaf;
+use doorward_pki::{Certificate, MasterKey, Request, key_to_pem, profile};
 use doorward_proto::ids::{DeviceId, KeyVersion};
+use rcgen::PublicKeyData as _;
 use serde_json::json;
+use zeroize::Zeroize as _;
 
 use super::failure::{Failure, Outcome};
+use super::issue::Issuer;
 use super::receipt::{self, Wait};
 use super::{Shared, bundle, device, issue, output};
-use crate::entropy;
-use crate::registry::{DeviceDetail, DeviceStatus, KeyState, NewKey, Registry, RegistryError};
+use crate::registry::{
+    Acted, CertificateRecord, CertificateStatus, DeviceDetail, DeviceStatus, KeyState, NewKey, Registry,
+    RegistryError, Renewal,
+};
+use crate::{clock, entropy};
 
 /// The longest grace that is taken.
 const MAX_GRACE: Duration = Duration::from_secs(366 * 86_400);
@@ -35,9 +42,7 @@ pub(super) struct RotateKey {
 impl RotateKey {
     pub(super) async fn run(&self, shared: &Shared) -> Outcome {
         let id = &self.id;
-        if self.grace > MAX_GRACE {
-            return Err(Failure::usage("a grace is at most 366d"));
-        }
+        check_grace(self.grace)?;
         if self.grace.is_zero() && self.out.is_none() {
             return Err(Failure::usage(
                 "with --grace 0s the new key travels by the bundle alone: say where with --out DIR",
@@ -50,9 +55,7 @@ impl RotateKey {
         let registry = shared.registry().await?;
         let master = issue::master_key(&shared.home())?;
         let before = device::find(&*registry, id).await?;
-        if before.summary.status == DeviceStatus::Revoked {
-            return Err(Failure::refused(format!("device '{id}' is revoked: a key would open nothing")));
-        }
+        must_not_be_revoked(&before)?;
         check_master(&master, &before)?;
         let pending = before.keys.iter().find(|key| key.state == KeyState::Pending);
         if let Some(pending) = pending.filter(|_| !self.grace.is_zero()) {
@@ -110,6 +113,147 @@ impl RotateKey {
         ));
         Ok(())
     }
+}
+
+#[derive(Args, Debug)]
+pub(super) struct RotateCert {
+    /// Its id
+    id: DeviceId,
+    /// Days that the new certificate is valid
+    #[arg(long, value_name = "D", default_value_t = profile::DEVICE.lifetime.whole_days(), value_parser = clap::value_parser!(i64).range(1..=36_500))]
+    days: i64,
+    /// A certificate signing request with a new key: the device keeps its private key to itself
+    #[arg(long, value_name = "FILE")]
+    csr: Option<PathBuf>,
+    /// How long the old certificate holds once a session by the new one has been proven; 0s: it is worth nothing from now on
+    #[arg(long, value_name = "DUR", default_value = "7d", value_parser = humantime::parse_duration)]
+    grace: Duration,
+    /// The folder in which the bundle's folder is made [default: HOME/devices]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+impl RotateCert {
+    pub(super) async fn run(&self, shared: &Shared) -> Outcome {
+        let id = &self.id;
+        check_grace(self.grace)?;
+        let out = self.out.clone().unwrap_or_else(|| shared.home().devices());
+        // Before anything is signed: nothing overwrites a key.
+        bundle::must_be_new(&out, id)
+            .map_err(|error| error.and_next("or name another folder with --out DIR"))?;
+        let registry = shared.registry().await?;
+        let issuer = Issuer::load(shared)?;
+        let device = device::find(&*registry, id).await?;
+        must_not_be_revoked(&device)?;
+        let lifetime = time::Duration::days(self.days);
+        let (certificate, private_key) = match &self.csr {
+            Some(path) => {
+                let request = device::read_request(path, id)?;
+                if device.certificates.iter().any(|known| has_key(&known.der, &request)) {
+                    return Err(Failure::new(format!(
+                        "{}: its key is that of a certificate that '{id}' has had already",
+                        path.display()
+                    ))
+                    .next("make a new key for the request: a renewal that keeps its key protects nothing"));
+                }
+                (issuer.certify(id, lifetime, &request)?, None)
+            }
+            None => {
+                let mut key = entropy::key_pair()?;
+                let private_key = key_to_pem(&key);
+                let certificate = issuer.certify(id, lifetime, &key);
+                key.zeroize();
+                (certificate?, Some(private_key))
+            }
+        };
+        // The bundle first: a certificate whose private key is nowhere would be of no use to anybody.
+        let folder =
+            bundle::write_with(shared, &issuer, &device, &certificate.der, private_key.as_ref(), &out)?;
+        let now = clock::utc();
+        let holds = |known: &&CertificateRecord| {
+            known.not_after > now
+                && match known.status {
+                    CertificateStatus::Active => true,
+                    CertificateStatus::Superseded => known.valid_until.is_some_and(|until| until > now),
+                    CertificateStatus::Revoked => false,
+                }
+        };
+        let from = device.certificates.iter().find(holds).map(|known| known.fingerprint);
+        let renewal = Renewal { from, grace: self.grace };
+        let added = registry.add_certificate(id, &issuer.certificate_record(&certificate), &renewal).await;
+        let acted = added.map_err(|error| {
+            let unknown = matches!(error, RegistryError::Unknown(_));
+            let failure = Failure::from(error);
+            if unknown {
+                // It may be recorded: its private key stays where it is.
+                return failure.and_next(&format!(
+                    "'doorward device show {id}' tells whether {} is of use",
+                    folder.display()
+                ));
+            }
+            let _ = std::fs::remove_dir_all(&folder);
+            failure
+        })?;
+        self.say(shared, &*registry, &certificate, &acted, &folder).await
+    }
+
+    async fn say(
+        &self,
+        shared: &Shared,
+        registry: &dyn Registry,
+        certificate: &Certificate,
+        acted: &Acted,
+        folder: &Path,
+    ) -> Outcome {
+        let id = &self.id;
+        let (serial, expires) = (&certificate.serial, output::time(certificate.not_after));
+        let json = json!({
+            "device": id, "serial": serial.to_string(), "expires": expires, "bundle": folder, "changed": true,
+        });
+        let words = format!("'{id}' has a new certificate {serial} until {expires}, in {}", folder.display());
+        if self.grace.is_zero() {
+            let words = format!("{words}; its others are worth nothing any more");
+            return receipt::finish(
+                registry,
+                acted,
+                Some(id),
+                &self.wait,
+                &words,
+                shared.json.then_some(json),
+            )
+            .await;
+        }
+        if shared.json {
+            return output::json(&json);
+        }
+        output::say(format!(
+            "{words}; the grace of the old one begins with the first proven session by the new one"
+        ));
+        Ok(())
+    }
+}
+
+fn has_key(der: &[u8], request: &Request) -> bool {
+    Leaf::parse(der).is_ok_and(|leaf| leaf.public_key() == request.der_bytes())
+}
+
+fn check_grace(grace: Duration) -> Outcome {
+    if grace > MAX_GRACE {
+        return Err(Failure::usage("a grace is at most 366d"));
+    }
+    Ok(())
+}
+
+fn must_not_be_revoked(device: &DeviceDetail) -> Outcome {
+    if device.summary.status == DeviceStatus::Revoked {
+        let id = &device.summary.id;
+        return Err(Failure::refused(format!(
+            "device '{id}' is revoked: a new credential would open nothing"
+        )));
+    }
+    Ok(())
 }
 
 /// With another master key the device's other keys would be lost to the gateway.

@@ -38,6 +38,8 @@ pub(crate) struct Handle {
     pub(crate) certificate: Fingerprint,
     /// When that ends, as it says itself.
     pub(crate) certificate_ends: time::OffsetDateTime,
+    /// That was renewed from one that is active still.
+    pub(crate) supersedes: bool,
     /// The key version that the gateway was asked to sign with.
     pub(crate) key: Option<KeyVersion>,
     /// Where mail goes.
@@ -68,6 +70,7 @@ impl Handle {
             peer,
             certificate,
             certificate_ends: time::OffsetDateTime::UNIX_EPOCH,
+            supersedes: false,
             key: None,
             mailbox: Mailbox::default(),
             heard_ms: AtomicI64::new(0),

@@ -1,5 +1,8 @@
 //! Which certificates there are, what revoking one comes to, and what a revocation list is made of.
 
+use std::time::Duration;
+
+use doorward_pki::Fingerprint;
 use doorward_proto::ids::DeviceId;
 use time::OffsetDateTime;
 
@@ -111,4 +114,14 @@ impl RevokedCertificate {
             None => Self { serial, since: superseded.unwrap_or(not_before), cause: Cause::Superseded },
         }
     }
+}
+
+/// How a certificate takes another's place.
+#[derive(Debug, Clone)]
+pub struct Renewal {
+    /// The certificate that it is renewed from, if one holds.
+    pub from: Option<Fingerprint>,
+    /// How long that one holds once a session by the new one has been proven; zero: not from now on, nor does any other of
+    /// the device.
+    pub grace: Duration,
 }

@@ -31,9 +31,9 @@ use super::shared::{Phase, within};
 use super::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
     DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark,
-    MessageFilter, NewCrl, NewDevice, NewKey, News, NumberedCrl, OPERATOR_DEADLINE, Position, Presence,
-    QUERY_DEADLINE, Records, Registry, Result, RevokedCertificate, RevokedCertificates, RevokedFilter,
-    StoredMessage,
+    MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News, NumberedCrl, OPERATOR_DEADLINE, Position,
+    Presence, QUERY_DEADLINE, Records, Registry, Renewal, Result, RevokedCertificate, RevokedCertificates,
+    RevokedFilter, StoredMessage,
 };
 
 /// Where every name is looked up: nobody else's table or function stands before ours.
@@ -302,6 +302,21 @@ impl Registry for Postgres {
 
     async fn revoked(&self, filter: &RevokedFilter) -> Result<Vec<RevokedCertificate>> {
         within(OPERATOR_DEADLINE, crl::revoked(self, filter)).await
+    }
+
+    async fn add_certificate(
+        &self,
+        id: &DeviceId,
+        certificate: &NewCertificate,
+        renewal: &Renewal,
+    ) -> Result<Acted> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, certificates::add(self, &phase, id, certificate, renewal)).await
+    }
+
+    async fn confirm_certificate(&self, certificate: &Fingerprint) -> Result<bool> {
+        let phase = Phase::default();
+        phase.within(QUERY_DEADLINE, certificates::confirm(self, &phase, certificate)).await
     }
 
     async fn add_key(&self, id: &DeviceId, key: &NewKey) -> Result<Acted> {

@@ -109,6 +109,8 @@ pub struct Standing {
     pub valid_until: Option<OffsetDateTime>,
     /// Why it was revoked.
     pub reason: Option<String>,
+    /// It was renewed from one that is active still: its first proven session begins that one's grace.
+    pub supersedes: bool,
 }
 
 /// Everything that admission and a live session need to know of a device, by one of its certificates.

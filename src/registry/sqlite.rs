@@ -38,9 +38,9 @@ use super::shared::{ATTEMPTS, Phase, within};
 use super::{
     Access, Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter,
     CertificateRecord, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet,
-    GatewayStatus, Mark, MessageFilter, NewCrl, NewDevice, NewKey, News, NumberedCrl, OPERATOR_DEADLINE,
-    Position, Presence, QUERY_DEADLINE, Records, Registry, RegistryError, Result, RevokedCertificate,
-    RevokedCertificates, RevokedFilter, StoredMessage,
+    GatewayStatus, Mark, MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News, NumberedCrl,
+    OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Records, Registry, RegistryError, Renewal, Result,
+    RevokedCertificate, RevokedCertificates, RevokedFilter, StoredMessage,
 };
 
 const READERS: u32 = 4;
@@ -335,6 +335,21 @@ impl Registry for Sqlite {
 
     async fn revoked(&self, filter: &RevokedFilter) -> Result<Vec<RevokedCertificate>> {
         within(OPERATOR_DEADLINE, crl::revoked(self, filter)).await
+    }
+
+    async fn add_certificate(
+        &self,
+        id: &DeviceId,
+        certificate: &NewCertificate,
+        renewal: &Renewal,
+    ) -> Result<Acted> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, certificates::add(self, &phase, id, certificate, renewal)).await
+    }
+
+    async fn confirm_certificate(&self, certificate: &Fingerprint) -> Result<bool> {
+        let phase = Phase::default();
+        phase.within(QUERY_DEADLINE, certificates::confirm(self, &phase, certificate)).await
     }
 
     async fn add_key(&self, id: &DeviceId, key: &NewKey) -> Result<Acted> {

@@ -40,6 +40,7 @@ struct Certificate {
     valid_until: Option<OffsetDateTime>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     reason: Option<String>,
+    supersedes: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -70,6 +71,7 @@ impl Entry {
                 status: standing.status,
                 valid_until: standing.valid_until,
                 reason: standing.reason,
+                supersedes: standing.supersedes,
             },
             keys: record.keys.iter().map(key).collect(),
         };
@@ -106,6 +108,7 @@ impl Entry {
                 status: certificate.status,
                 valid_until: certificate.valid_until,
                 reason: certificate.reason,
+                supersedes: certificate.supersedes,
             },
             keys: keys.collect::<Option<_>>()?,
             policy: Arc::clone(&self.policy),

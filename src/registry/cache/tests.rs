@@ -19,6 +19,7 @@ fn record(device: &str, fleet: &str) -> Record {
             status: CertificateStatus::Superseded,
             valid_until: Some(datetime!(2027-05-01 12:00:00.125 UTC)),
             reason: None,
+            supersedes: true,
         },
         keys: vec![SealedKey {
             version: KeyVersion::FIRST,

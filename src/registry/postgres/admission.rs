@@ -13,7 +13,10 @@ pub(super) async fn look_up(registry: &Postgres, certificates: &[Fingerprint]) -
     let mut connection = registry.gateway().await?;
     let found = sqlx::query(
         "SELECT d.id AS device, d.fleet, d.status AS device_status, d.reason AS device_reason, f.policy, f.limits,
-                c.fingerprint, c.not_after, c.status, c.valid_until, c.reason, k.version, k.sealed, k.state, k.grace_until,
+                c.fingerprint, c.not_after, c.status, c.valid_until, c.reason,
+                EXISTS (
+                    SELECT 1 FROM certificates AS p WHERE p.fingerprint = c.renewed_from AND p.status = 'active'
+                ) AS supersedes, k.version, k.sealed, k.state, k.grace_until,
                 k.grace_seconds
          FROM certificates c
          JOIN devices d ON d.id = c.device

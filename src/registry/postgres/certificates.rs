@@ -1,9 +1,14 @@
 //! Certificates, for operators.
 
-use super::super::shared::{Phase, clean, device_id};
-use super::super::{Acted, CertificateFilter, CertificateRecord, Done, Result, RevokedCertificates};
-use super::{Postgres, audit, error, feed, rows};
+use doorward_pki::Fingerprint;
 use doorward_proto::ids::DeviceId;
+
+use super::super::shared::{Phase, clean, device_id, revoked};
+use super::super::{
+    Acted, CertificateFilter, CertificateRecord, DeviceStatus, Done, NewCertificate, RegistryError, Renewal,
+    Result, RevokedCertificates,
+};
+use super::{Postgres, audit, devices, error, feed, rows};
 
 pub(super) async fn list(
     registry: &Postgres,
@@ -72,4 +77,66 @@ pub(super) async fn revoke(
     phase.commit(transaction).await.map_err(error::commit)?;
     connection.release();
     Ok(RevokedCertificates { serials, acted })
+}
+
+/// Records a certificate that the caller has signed.
+pub(super) async fn add(
+    registry: &Postgres,
+    phase: &Phase,
+    id: &DeviceId,
+    certificate: &NewCertificate,
+    renewal: &Renewal,
+) -> Result<Acted> {
+    let mut connection = registry.operator().await?;
+    let mut transaction = audit::begin(registry, &mut connection).await?;
+    if devices::lock(&mut transaction, id).await? == DeviceStatus::Revoked {
+        return Err(revoked(id));
+    }
+    sqlx::query(
+        "INSERT INTO certificates (fingerprint, serial, issuer, der, device, renewed_from, not_before, not_after, grace_seconds)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    )
+    .bind(certificate.fingerprint.to_string())
+    .bind(&certificate.serial)
+    .bind(&certificate.issuer)
+    .bind(&certificate.der)
+    .bind(id.as_str())
+    .bind(renewal.from.map(|from| from.to_string()))
+    .bind(certificate.not_before)
+    .bind(certificate.not_after)
+    .bind(i64::try_from(renewal.grace.as_secs()).unwrap_or(i64::MAX))
+    .execute(&mut *transaction)
+    .await
+    .map_err(|error| match error::is_conflict(&error) {
+        true => RegistryError::Exists { kind: "certificate", id: certificate.serial.clone() },
+        false => error::read(error),
+    })?;
+    if renewal.grace.is_zero() {
+        sqlx::query(
+            "UPDATE certificates SET status = 'superseded', valid_until = now()
+             WHERE device = $1 AND fingerprint <> $2 AND status <> 'revoked'",
+        )
+        .bind(id.as_str())
+        .bind(certificate.fingerprint.to_string())
+        .execute(&mut *transaction)
+        .await
+        .map_err(error::read)?;
+    }
+    let acted = devices::acted(&mut transaction, id, Done::Changed).await?;
+    phase.commit(transaction).await.map_err(error::commit)?;
+    connection.release();
+    Ok(acted)
+}
+
+pub(super) async fn confirm(registry: &Postgres, phase: &Phase, certificate: &Fingerprint) -> Result<bool> {
+    let mut connection = registry.gateway().await?;
+    let mut transaction = audit::begin(registry, &mut connection).await?;
+    let new = sqlx::query_scalar("SELECT confirm_certificate($1)")
+        .bind(certificate.to_string())
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(error::read)?;
+    phase.commit(transaction).await.map_err(error::commit)?;
+    connection.release();
+    Ok(new)
 }

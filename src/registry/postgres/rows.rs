@@ -36,6 +36,7 @@ pub(super) fn record(row: &PgRow) -> Result<Record> {
             status: CertificateStatus::read(get(row, "status")?)?,
             valid_until: get(row, "valid_until")?,
             reason: get(row, "reason")?,
+            supersedes: get(row, "supersedes")?,
         },
         keys: Vec::new(),
         policy: Arc::from(get::<&str>(row, "policy")?),

@@ -1,9 +1,15 @@
 //! Certificates, for operators.
 
-use super::super::shared::{Phase, clean, device_id};
-use super::super::{Acted, CertificateFilter, CertificateRecord, Done, Result, RevokedCertificates};
-use super::{Sqlite, audit, error, feed, rows};
+use doorward_pki::Fingerprint;
 use doorward_proto::ids::DeviceId;
+
+use super::super::shared::{Phase, clean, device_id, revoked};
+use super::super::{
+    Acted, CertificateFilter, CertificateRecord, DeviceStatus, Done, NewCertificate, RegistryError, Renewal,
+    Result, RevokedCertificates,
+};
+use super::rows::stamp;
+use super::{Sqlite, audit, devices, error, feed, rows};
 
 pub(super) async fn list(
     registry: &Sqlite,
@@ -66,4 +72,86 @@ pub(super) async fn revoke(
     let acted = Acted { done, mark: feed::mark(&mut transaction).await?, session };
     audit::commit(phase, transaction).await?;
     Ok(RevokedCertificates { serials, acted })
+}
+
+/// Records a certificate that the caller has signed.
+pub(super) async fn add(
+    registry: &Sqlite,
+    phase: &Phase,
+    id: &DeviceId,
+    certificate: &NewCertificate,
+    renewal: &Renewal,
+) -> Result<Acted> {
+    let mut transaction = audit::begin(registry).await?;
+    if devices::lock(&mut transaction, id).await? == DeviceStatus::Revoked {
+        return Err(revoked(id));
+    }
+    sqlx::query(
+        "INSERT INTO certificates (fingerprint, serial, issuer, der, device, renewed_from, not_before, not_after, grace_seconds)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+    )
+    .bind(certificate.fingerprint.to_string())
+    .bind(&certificate.serial)
+    .bind(&certificate.issuer)
+    .bind(&certificate.der)
+    .bind(id.as_str())
+    .bind(renewal.from.map(|from| from.to_string()))
+    .bind(stamp(certificate.not_before)?)
+    .bind(stamp(certificate.not_after)?)
+    .bind(i64::try_from(renewal.grace.as_secs()).unwrap_or(i64::MAX))
+    .execute(&mut *transaction)
+    .await
+    .map_err(|error| match error::is_conflict(&error) {
+        true => RegistryError::Exists { kind: "certificate", id: certificate.serial.clone() },
+        false => error::read(error),
+    })?;
+    if renewal.grace.is_zero() {
+        sqlx::query(
+            "UPDATE certificates SET status = 'superseded', valid_until = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+             WHERE device = ?1 AND fingerprint <> ?2 AND status <> 'revoked'",
+        )
+        .bind(id.as_str())
+        .bind(certificate.fingerprint.to_string())
+        .execute(&mut *transaction)
+        .await
+        .map_err(error::read)?;
+    }
+    let acted = devices::acted(&mut transaction, id, Done::Changed).await?;
+    audit::commit(phase, transaction).await?;
+    Ok(acted)
+}
+
+/// What `confirm_certificate` does in Postgres.
+pub(super) async fn confirm(registry: &Sqlite, phase: &Phase, certificate: &Fingerprint) -> Result<bool> {
+    let mut transaction = audit::begin(registry).await?;
+    let holds: Option<bool> = sqlx::query_scalar(
+        "SELECT c.status = 'active' AND d.status = 'active'
+         FROM certificates AS c JOIN devices AS d ON d.id = c.device WHERE c.fingerprint = ?1",
+    )
+    .bind(certificate.to_string())
+    .fetch_optional(&mut *transaction)
+    .await
+    .map_err(error::read)?;
+    if holds != Some(true) {
+        return Err(RegistryError::Refused(format!(
+            "there is no active certificate {certificate} of an active device"
+        )));
+    }
+    let superseded = sqlx::query(
+        "WITH RECURSIVE line AS (
+             SELECT renewed_from AS fingerprint FROM certificates WHERE fingerprint = ?1
+             UNION SELECT c.renewed_from FROM certificates AS c JOIN line AS l ON c.fingerprint = l.fingerprint
+         )
+         UPDATE certificates SET status = 'superseded', valid_until = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+' || (
+             SELECT grace_seconds FROM certificates WHERE fingerprint = ?1
+         ) || ' seconds')
+         WHERE fingerprint IN (SELECT fingerprint FROM line) AND status = 'active'
+             AND device = (SELECT device FROM certificates WHERE fingerprint = ?1)",
+    )
+    .bind(certificate.to_string())
+    .execute(&mut *transaction)
+    .await
+    .map_err(error::read)?;
+    audit::commit(phase, transaction).await?;
+    Ok(superseded.rows_affected() > 0)
 }

@@ -68,6 +68,7 @@ pub(super) fn record(row: &SqliteRow) -> Result<Record> {
             status: CertificateStatus::read(get(row, "status")?)?,
             valid_until: maybe_moment(row, "valid_until")?,
             reason: get(row, "reason")?,
+            supersedes: get(row, "supersedes")?,
         },
         keys: Vec::new(),
         policy: Arc::from(get::<&str>(row, "policy")?),

@@ -161,6 +161,7 @@ on_both!(
     a_registry_that_refuses_the_commit_leaves_no_bundle,
     a_registry_of_another_version_is_told_apart,
     a_key_is_rotated,
+    a_certificate_is_rotated,
 );
 
 #[test]
@@ -313,4 +314,65 @@ async fn a_key_is_rotated(_: Database, desk: Desk) {
     desk.run("device rotate-key press-7 --grace 400d").fails(2, &["at most 366d"]);
     desk.run("device revoke press-7 --reason stolen").done();
     desk.run("device rotate-key press-7").fails(4, &["revoked"]);
+}
+
+async fn a_certificate_is_rotated(_: Database, desk: Desk) {
+    desk.run("device add press-7").done();
+    desk.run("device rotate-cert press-7")
+        .fails(4, &["home/devices/press-7 exists already", "another folder with --out"]);
+    let rotated = desk.run("device rotate-cert press-7 --out out --days 30 --grace 1h --json").json();
+    assert_eq!((&rotated["changed"], &rotated["bundle"]), (&json!(true), &json!("out/press-7")));
+    let shown = desk.run("device show press-7 --json").json();
+    let certificates = shown["certificates"].as_array().unwrap();
+    assert_eq!(certificates.len(), 2);
+    assert!(
+        certificates.iter().all(|certificate| certificate["status"] == "active"),
+        "the grace has not begun"
+    );
+    assert!(certificates.iter().any(|certificate| certificate["serial"] == rotated["serial"]));
+    // A whole bundle, with a key of its own, which openssl takes for what it is.
+    for file in ["device.key", "device.json"] {
+        assert_eq!(mode(&desk.path(&format!("out/press-7/{file}"))), 0o600, "{file}");
+    }
+    let (fits, said) = openssl(
+        &desk,
+        "verify -x509_strict -CAfile out/press-7/ca.crt -untrusted out/press-7/device.crt out/press-7/device.crt",
+    );
+    assert!(fits, "{said}");
+    let public = |line: &str| openssl(&desk, line).1;
+    let of_key = public("pkey -in out/press-7/device.key -pubout");
+    assert_eq!(of_key, public("x509 -in out/press-7/device.crt -noout -pubkey"));
+    assert_ne!(of_key, public("pkey -in home/devices/press-7/device.key -pubout"));
+
+    // By a request of the device's own: its key is new, or the renewal protects nothing.
+    let request = |key: &str, out: &str| {
+        let (made, said) =
+            openssl(&desk, &format!("req -new -sha256 -key {key} -subj /CN=press-7 -out {out}"));
+        assert!(made, "{said}");
+    };
+    request("out/press-7/device.key", "reused.csr");
+    desk.run("device rotate-cert press-7 --csr reused.csr --out csr")
+        .fails(1, &["has had already", "make a new key"]);
+    let (made, said) = openssl(&desk, "ecparam -name prime256v1 -genkey -noout -out new.key");
+    assert!(made, "{said}");
+    request("new.key", "new.csr");
+    let by_request = desk.run("device rotate-cert press-7 --csr new.csr --out csr --grace 0s --json").json();
+    assert!(!desk.path("csr/press-7/device.key").exists());
+    assert_eq!(by_request["receipt"]["confirmed"], 0);
+    let shown = desk.run("device show press-7 --json").json();
+    for certificate in shown["certificates"].as_array().unwrap() {
+        let newest = certificate["serial"] == by_request["serial"];
+        assert_eq!(certificate["status"], if newest { "active" } else { "superseded" }, "{shown}");
+    }
+    // Revoking the oldest revokes what was renewed from it.
+    let oldest = certificates.iter().find(|certificate| certificate["serial"] != rotated["serial"]).unwrap();
+    desk.run(&format!("cert revoke {} --reason leaked", oldest["serial"].as_str().unwrap()))
+        .done()
+        .says(&["and 2 renewed from it"]);
+
+    desk.run("device rotate-cert nobody --out x").fails(3, &["there is no device 'nobody'"]);
+    desk.run("device rotate-cert press-7 --csr missing.csr --out x").fails(1, &["missing.csr"]);
+    desk.run("device revoke press-7 --reason stolen").done();
+    desk.run("device rotate-cert press-7 --out x").fails(4, &["revoked"]);
+    assert!(!desk.path("x").exists(), "nothing half-written");
 }

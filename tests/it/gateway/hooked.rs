@@ -9,8 +9,9 @@ use doorward::config::Config;
 use doorward::registry::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
     DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark,
-    MessageFilter, NewCrl, NewDevice, NewKey, News, NumberedCrl, Position, Presence, Records, Registry,
-    RegistryError, Result, RevokedCertificate, RevokedCertificates, RevokedFilter, StoredMessage,
+    MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News, NumberedCrl, Position, Presence, Records,
+    Registry, RegistryError, Renewal, Result, RevokedCertificate, RevokedCertificates, RevokedFilter,
+    StoredMessage,
 };
 use doorward_pki::Fingerprint;
 use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
@@ -263,6 +264,17 @@ impl Registry for Hooked {
         self.asked()?.revoked(filter).await
     }
 
+    async fn add_certificate(
+        &self,
+        id: &DeviceId,
+        certificate: &NewCertificate,
+        renewal: &Renewal,
+    ) -> Result<Acted> {
+        self.asked()?.add_certificate(id, certificate, renewal).await
+    }
+    async fn confirm_certificate(&self, certificate: &Fingerprint) -> Result<bool> {
+        self.asked()?.confirm_certificate(certificate).await
+    }
     async fn add_key(&self, id: &DeviceId, key: &NewKey) -> Result<Acted> {
         self.asked()?.add_key(id, key).await
     }

@@ -1,4 +1,5 @@
-//! A new HMAC key reaches its device in its session, and holds once the device has signed with it.
+//! A new HMAC key reaches its device in its session, and holds once the device has signed with it; a new certificate takes the
+//! older one's place once a session by it has been proven.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -6,7 +7,8 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use doorward::entropy;
-use doorward::registry::NewKey;
+use doorward::registry::{NewKey, Renewal};
+use doorward_pki::Fingerprint;
 use doorward_proto::ids::KeyVersion;
 use doorward_proto::key::Key;
 use serde_json::{Value, json};
@@ -158,4 +160,83 @@ async fn what_the_registry_could_not_be_told_is_told_later() {
     assert_eq!(state(&house, 2).await.as_deref(), Some("pending"));
     hooked.away.store(false, Ordering::SeqCst);
     eventually("the new key is active", async || state(&house, 2).await.as_deref() == Some("active")).await;
+}
+
+/// A new certificate for the device, renewed from its old one.
+async fn renew(house: &House, old: &Credentials, grace: Duration) -> Credentials {
+    let mut new = house.certify(old.id.as_str(), |_| {});
+    new.hmac = old.hmac;
+    let renewal = Renewal { from: Some(Fingerprint::of(&old.chain[0])), grace };
+    house.db.registry.add_certificate(&old.id, &house.row_of(&new), &renewal).await.unwrap();
+    new
+}
+
+async fn certificate_is(house: &House, credentials: &Credentials, status: &str) -> bool {
+    let fingerprint = Fingerprint::of(&credentials.chain[0]);
+    let sql = format!(
+        "SELECT count(*) FROM certificates WHERE fingerprint = '{fingerprint}' AND status = '{status}'"
+    );
+    house.db.number(&sql).await == 1
+}
+
+async fn a_certificate_takes_the_place_of_the_one_it_was_renewed_from(db: Database) {
+    let house = House::on(db, |_| {}).await;
+    let first = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &first).await;
+    let second = renew(&house, &first, GRACE).await;
+    // Both hold, for as long as the device may need; a session that is not proven begins nothing.
+    device.hello().await;
+    drop(Device::connect(&house, &second).await);
+    drop(Device::prove(&house, &first).await);
+    assert!(certificate_is(&house, &first, "active").await);
+    let mut device = Device::prove(&house, &second).await;
+    eventually("the grace begins", async || certificate_is(&house, &first, "superseded").await).await;
+    let detail = house.db.registry.device(&first.id).await.unwrap().unwrap();
+    let old = detail.certificates.iter().find(|c| c.fingerprint == Fingerprint::of(&first.chain[0])).unwrap();
+    let left = old.valid_until.unwrap() - doorward::clock::utc();
+    assert!((3500..=3600).contains(&left.whole_seconds()), "{left}");
+    device.hello().await;
+    // In its grace it still opens the door.
+    drop(Device::prove(&house, &first).await);
+
+    // Two renewals, of which one was never used: the newest one's proof supersedes all before it.
+    let third = renew(&house, &second, GRACE).await;
+    let fourth = renew(&house, &third, GRACE).await;
+    Device::prove(&house, &fourth).await;
+    for older in [&second, &third] {
+        eventually("it is superseded", async || certificate_is(&house, older, "superseded").await).await;
+    }
+    assert!(certificate_is(&house, &fourth, "active").await);
+}
+
+#[tokio::test]
+async fn a_certificate_takes_the_place_of_the_one_it_was_renewed_from_on_sqlite() {
+    a_certificate_takes_the_place_of_the_one_it_was_renewed_from(Database::sqlite().await).await;
+}
+
+#[tokio::test]
+async fn a_certificate_takes_the_place_of_the_one_it_was_renewed_from_on_postgres() {
+    a_certificate_takes_the_place_of_the_one_it_was_renewed_from(Database::postgres().await).await;
+}
+
+async fn without_grace_the_old_certificate_ends_its_session(db: Database) {
+    let house = House::on(db, |_| {}).await;
+    let old = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &old).await;
+    let new = renew(&house, &old, Duration::ZERO).await;
+    device.closed_with_bye(4004).await;
+    let answer = request(&house, &old, UPGRADE).await.unwrap();
+    assert_eq!((answer.status, problem_of(&answer)), (403, "certificate-superseded".to_owned()));
+    Device::prove(&house, &new).await;
+    assert!(certificate_is(&house, &new, "active").await);
+}
+
+#[tokio::test]
+async fn without_grace_the_old_certificate_ends_its_session_on_sqlite() {
+    without_grace_the_old_certificate_ends_its_session(Database::sqlite().await).await;
+}
+
+#[tokio::test]
+async fn without_grace_the_old_certificate_ends_its_session_on_postgres() {
+    without_grace_the_old_certificate_ends_its_session(Database::postgres().await).await;
 }

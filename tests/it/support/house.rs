@@ -233,23 +233,28 @@ impl House {
     /// Records credentials as a device's, whatever their certificate says.
     pub(crate) async fn record(&self, id: &str, fleet: &str, credentials: &Credentials) {
         let id = DeviceId::new(id).unwrap();
-        let leaf = &credentials.chain[0];
-        let (_, parsed) = x509_parser::parse_x509_certificate(leaf).unwrap();
         let master = MasterKey::parse(&home::read_secret(&self.home.pki("master.key")).unwrap()).unwrap();
         let device = NewDevice {
             fleet: FleetId::new(fleet).unwrap(),
-            certificate: NewCertificate {
-                fingerprint: Fingerprint::of(leaf),
-                serial: parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
-                issuer: self.issuing.key_id().to_owned(),
-                der: leaf.to_vec(),
-                not_before: parsed.validity().not_before.to_datetime(),
-                not_after: parsed.validity().not_after.to_datetime(),
-            },
+            certificate: self.row_of(credentials),
             sealed_key: master.seal(&id, KeyVersion::FIRST, &credentials.hmac, entropy::random().unwrap()),
             id,
         };
         self.db.registry.add_devices(&[device]).await.unwrap();
+    }
+
+    /// A certificate as the registry keeps it.
+    pub(crate) fn row_of(&self, credentials: &Credentials) -> NewCertificate {
+        let leaf = &credentials.chain[0];
+        let (_, parsed) = x509_parser::parse_x509_certificate(leaf).unwrap();
+        NewCertificate {
+            fingerprint: Fingerprint::of(leaf),
+            serial: parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+            issuer: self.issuing.key_id().to_owned(),
+            der: leaf.to_vec(),
+            not_before: parsed.validity().not_before.to_datetime(),
+            not_after: parsed.validity().not_after.to_datetime(),
+        }
     }
 
     /// A key as the registry keeps it.
