@@ -9,10 +9,11 @@ use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use doorward_pki::bundle::{BulkLine, PrivateKeyPem};
 use doorward_pki::{Fingerprint, Leaf};
-use doorward_proto::ids::DeviceId;
+use doorward_proto::ids::{DeviceId, FleetId};
 use indicatif::{ProgressBar, ProgressStyle};
 use rustix::fs::OFlags;
 use rustls_pki_types::CertificateDer;
@@ -45,8 +46,18 @@ struct Run<'a> {
     ids: Vec<DeviceId>,
     file: PathBuf,
     registry: &'a dyn Registry,
-    issuer: Issuer,
+    maker: Arc<Maker>,
 }
+
+/// What makes credentials, on a thread of its own.
+struct Maker {
+    issuer: Issuer,
+    fleet: FleetId,
+    lifetime: time::Duration,
+}
+
+/// The lines of a batch for the file, and its rows for the registry.
+type Made = (Zeroizing<String>, Vec<NewDevice>);
 
 pub(super) async fn run(args: &Add, shared: &Shared) -> Outcome {
     let made = add(args, shared).await?;
@@ -75,8 +86,26 @@ pub(super) async fn add(add: &Add, shared: &Shared) -> Result<usize, Failure> {
     let ids: Vec<DeviceId> = (1..=count).map(id).collect::<Result<_, _>>()?;
     let registry = shared.registry().await?;
     device::check_fleet(&*registry, &add.fleet).await?;
-    let run = Run { add, ids, file: file.clone(), registry: &*registry, issuer: Issuer::load(shared)? };
+    let maker = Maker { issuer: Issuer::load(shared)?, fleet: add.fleet.clone(), lifetime: add.lifetime() };
+    let run = Run { add, ids, file: file.clone(), registry: &*registry, maker: Arc::new(maker) };
     run.go().await
+}
+
+impl Maker {
+    /// Credentials for some devices.
+    fn make(&self, ids: &[DeviceId]) -> Result<Made, Failure> {
+        let mut text = Zeroizing::new(String::with_capacity(ids.len() * 4096));
+        let mut records = Vec::with_capacity(ids.len());
+        for id in ids {
+            let issued = self.issuer.issue(id, &self.fleet, self.lifetime)?;
+            let Credentials { record, file, chain, private_key, .. } = issued;
+            let private_key = private_key.ok_or_else(|| Failure::new("no private key was made"))?;
+            let line = BulkLine::new(file, chain, PrivateKeyPem::new(private_key), self.issuer.ca.clone());
+            text.push_str(&line.to_line()?);
+            records.push(record);
+        }
+        Ok((text, records))
+    }
 }
 
 impl Run<'_> {
@@ -138,7 +167,9 @@ impl Run<'_> {
             bar.set_style(style);
         }
         let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
-        for batch in self.ids.get(begun..).unwrap_or_default().chunks(BATCH) {
+        let mut batches = self.ids.get(begun..).unwrap_or_default().chunks(BATCH);
+        let mut made = self.make(batches.next());
+        while let Some((lines, records)) = made.await? {
             // Between batches alone: a batch is written and committed whole.
             if futures_util::poll!(interrupt.as_mut()).is_ready() {
                 bar.abandon();
@@ -148,18 +179,39 @@ impl Run<'_> {
                 ))
                 .next("repeat the command to go on where it stopped"));
             }
-            let (lines, records) = self.issue(batch)?;
             file.write_all(lines.as_bytes())
                 .and_then(|()| file.sync_data())
                 .map_err(|error| self.failed(&part, &error))?;
+            // While this batch commits the next one is made: keys cost the processor, a commit the disk.
+            made = self.make(batches.next());
             self.registry.add_devices(&records).await.map_err(stopped)?;
-            added += batch.len();
-            done += batch.len();
-            bar.inc(batch.len() as u64);
+            added += records.len();
+            done += records.len();
+            bar.inc(records.len() as u64);
         }
         bar.finish_and_clear();
         home::rename(&part, &self.file)?;
         Ok(added)
+    }
+
+    /// Begins to make a batch at once; what is returned waits for it.
+    fn make(
+        &self,
+        batch: Option<&[DeviceId]>,
+    ) -> impl Future<Output = Result<Option<Made>, Failure>> + use<> {
+        let making = batch.map(|ids| {
+            let (maker, ids) = (Arc::clone(&self.maker), ids.to_vec());
+            tokio::task::spawn_blocking(move || maker.make(&ids))
+        });
+        async move {
+            match making {
+                None => Ok(None),
+                Some(making) => match making.await {
+                    Ok(made) => made.map(Some),
+                    Err(error) => Err(Failure::new(format!("credentials could not be made: {error}"))),
+                },
+            }
+        }
     }
 
     /// `FILE` is there: whatever of it the registry lacks is added.
@@ -200,21 +252,6 @@ impl Run<'_> {
         let mut name = self.file.clone().into_os_string();
         name.push(".part");
         name.into()
-    }
-
-    /// Credentials for some devices: the lines for the file, and the rows for the registry.
-    fn issue(&self, ids: &[DeviceId]) -> Result<(Zeroizing<String>, Vec<NewDevice>), Failure> {
-        let mut text = Zeroizing::new(String::with_capacity(ids.len() * 4096));
-        let mut records = Vec::with_capacity(ids.len());
-        for id in ids {
-            let issued = self.issuer.issue(id, &self.add.fleet, self.add.lifetime())?;
-            let Credentials { record, file, chain, private_key, .. } = issued;
-            let private_key = private_key.ok_or_else(|| Failure::new("no private key was made"))?;
-            let line = BulkLine::new(file, chain, PrivateKeyPem::new(private_key), self.issuer.ca.clone());
-            text.push_str(&line.to_line()?);
-            records.push(record);
-        }
-        Ok((text, records))
     }
 
     /// The devices of a file, which must be the first of this run's, and how long its whole lines are together.
@@ -269,7 +306,7 @@ impl Run<'_> {
         let leaf = Leaf::parse(&der).map_err(|error| broken(error.to_string()))?;
         let time =
             |seconds| OffsetDateTime::from_unix_timestamp(seconds).map_err(|error| broken(error.to_string()));
-        if leaf.issuer_key_id() != Some(self.issuer.key_id()) {
+        if leaf.issuer_key_id() != Some(self.maker.issuer.key_id()) {
             return Err(broken("it is signed by another CA than this home's".to_owned()));
         }
         Ok(NewDevice {
@@ -278,12 +315,12 @@ impl Run<'_> {
             certificate: NewCertificate {
                 fingerprint: Fingerprint::of(&der),
                 serial: leaf.serial().to_owned(),
-                issuer: self.issuer.key_id().to_owned(),
+                issuer: self.maker.issuer.key_id().to_owned(),
                 not_before: time(leaf.not_before())?,
                 not_after: time(leaf.not_after())?,
                 der: der.to_vec(),
             },
-            sealed_key: self.issuer.seal(&line.device, line.key.hmac.as_bytes())?,
+            sealed_key: self.maker.issuer.seal(&line.device, line.key.hmac.as_bytes())?,
         })
     }
 
