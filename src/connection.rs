@@ -326,11 +326,6 @@ impl Connection {
         self.gateway.sink.claim(self.handle.claim(&self.gateway.settings.gateway));
     }
 
-    /// How long ago the change was made that ends this session.
-    fn cut_after(&self) -> Option<Duration> {
-        self.handle.cut_since.get().map(|since| clock::now().monotonic.saturating_sub(*since))
-    }
-
     fn event(&self, kind: &'static str, detail: String) -> NewEvent {
         NewEvent {
             at: clock::utc(),
@@ -421,7 +416,7 @@ impl Connection {
         info!(
             connection = %self.handle.id, device = %self.handle.device, peer = %self.peer, code = close.code(),
             reason = close.label(), detail = detail.as_deref().unwrap_or("-"), proven = self.session.is_proven(),
-            after_ms = self.cut_after().map(|after| after.as_millis()), "session closed"
+            after_ms = self.handle.cut_after().map(|after| after.as_millis()), "session closed"
         );
         if close == Close::Strikes {
             self.gateway.sink.event(self.event("strikes", Close::Strikes.reason().to_owned()));
@@ -436,7 +431,7 @@ impl Connection {
                 }
                 let flushed = std::future::poll_fn(|cx| self.write(cx));
                 let flushed = tokio::time::timeout(CLOSE_WITHIN, flushed).await;
-                if let Some(after) = self.cut_after() {
+                if let Some(after) = self.handle.cut_after() {
                     self.gateway.counters.cut(after);
                 }
                 if matches!(flushed, Ok(Ok(()))) || close == Close::SlowReader {

@@ -96,6 +96,11 @@ impl Handle {
         }
     }
 
+    /// How long ago the change was made that ends this session.
+    pub(crate) fn cut_after(&self) -> Option<Duration> {
+        self.cut_since.get().map(|since| clock::now().monotonic.saturating_sub(*since))
+    }
+
     /// The record has been read again.
     pub(crate) fn moved_to(&self, fleet: &FleetId) {
         fleet.clone_into(&mut self.fleet.lock().unwrap_or_else(PoisonError::into_inner));
