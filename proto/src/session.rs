@@ -11,6 +11,7 @@
 mod accepted;
 mod grant;
 mod output;
+mod rekey;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -332,24 +333,6 @@ impl Session {
         self.confirm_key(version);
         self.hand_out_key(now);
         self.act(&fresh, now)
-    }
-
-    /// The first message that is signed with the pending key says that the device holds it.
-    fn confirm_key(&mut self, version: KeyVersion) {
-        if self.grant.pending.as_ref().is_some_and(|pending| pending.version == version) && !self.confirmed {
-            (self.handed_out, self.confirmed) = (Some(version), true);
-            self.outputs.push_back(Output::Confirmed(version));
-        }
-    }
-
-    /// Says `rekey` where a key is pending: once a session, and only to whom has shown the key before.
-    fn hand_out_key(&mut self, now: Moment) {
-        let Some(pending) = self.grant.pending.as_ref().filter(|_| self.proven) else { return };
-        if self.handed_out != Some(pending.version) {
-            let rekey = pending.rekey();
-            (self.handed_out, self.confirmed) = (Some(rekey.version), false);
-            self.say("rekey", &rekey, now);
-        }
     }
 
     /// JSON, parties, session, time, sequence.
