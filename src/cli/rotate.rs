@@ -76,7 +76,16 @@ impl RotateKey {
             ))
         });
         if self.grace.is_zero() {
-            let words = format!("key version {} of '{id}' is the only one that holds", key.version);
+            let place = bundle
+                .as_ref()
+                .ok()
+                .and_then(Option::as_deref)
+                .map(|path| format!(", in {},", path.display()));
+            let words = format!(
+                "key version {} of '{id}'{} is the only one that holds",
+                key.version,
+                place.unwrap_or_default()
+            );
             let json = shared.json.then(|| {
                 json!({ "device": id, "version": key.version, "changed": true, "state": "active", "bundle": bundle.as_ref().ok() })
             });

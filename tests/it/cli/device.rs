@@ -310,6 +310,8 @@ async fn a_key_is_rotated(_: Database, desk: Desk) {
     assert_eq!(acts.iter().filter(|act| **act == "key.add").count(), 2, "{acts:?}");
     assert_eq!(acts.iter().filter(|act| **act == "key.retire").count(), 2, "{acts:?}");
 
+    let words = "key version 4 of 'press-7', in newer/press-7, is the only one that holds";
+    desk.run("device rotate-key press-7 --grace 0s --out newer").done().says(&[words]);
     desk.run("device rotate-key nobody").fails(3, &["there is no device 'nobody'"]);
     desk.run("device rotate-key press-7 --grace 400d").fails(2, &["at most 366d"]);
     desk.run("device revoke press-7 --reason stolen").done();
