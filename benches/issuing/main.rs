@@ -3,6 +3,8 @@
 //!
 //! `cargo bench --bench issuing -- --help`. docs/performance.md says what each figure means.
 
+#[path = "../common/frame.rs"]
+mod frame;
 #[path = "../common/server.rs"]
 #[expect(dead_code, reason = "the other benchmarks use the rest")]
 mod server;
@@ -24,6 +26,7 @@ use doorward_pki::identity::Fingerprint;
 use doorward_proto::ids::{DeviceId, FleetId, MessageId};
 use time::OffsetDateTime;
 
+use frame::{end, say};
 use triggers::{Door, Of};
 
 /// Devices of one transaction, as in the bulk command.
@@ -66,17 +69,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime.block_on(run(&options)),
         Err(error) => Err(error.into()),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("it failed: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn say(words: &str) {
-    let _ = writeln!(std::io::stderr(), "{words}");
+    end(outcome)
 }
 
 /// One thing measured: with the triggers and without, in pairs of one round.

@@ -2,6 +2,8 @@
 //!
 //! `cargo bench --bench revocation -- --help`. docs/performance.md says what each figure means.
 
+#[path = "../common/frame.rs"]
+mod frame;
 #[path = "../common/server.rs"]
 #[expect(dead_code, reason = "the other benchmark uses the rest")]
 mod server;
@@ -24,6 +26,7 @@ use doorward_proto::link::{Bounds, Link};
 use sqlx::{Connection as _, PgConnection, SqliteConnection};
 use tokio::task::JoinSet;
 
+use frame::{end, say};
 use server::{Cores, Server};
 
 /// For a connection, and for a close.
@@ -66,17 +69,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime.block_on(run(&options)),
         Err(error) => Err(error.into()),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("it failed: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn say(words: &str) {
-    let _ = writeln!(std::io::stderr(), "{words}");
+    end(outcome)
 }
 
 async fn run(options: &Options) -> Result<()> {

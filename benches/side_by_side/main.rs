@@ -6,6 +6,8 @@
 
 mod bare;
 mod drive;
+#[path = "../common/frame.rs"]
+mod frame;
 mod report;
 #[path = "../common/server.rs"]
 mod server;
@@ -21,6 +23,7 @@ use doorward::clock;
 use doorward_client::Credentials;
 
 use drive::Fleet;
+use frame::{end, say};
 use report::{Figures, Round};
 use server::{Cores, Server};
 
@@ -70,18 +73,7 @@ fn main() -> ExitCode {
         Options { bare: Some(home), .. } => bare::run(&home),
         options => start(&options),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("it failed: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Words and progress; a reader that has gone away is no failure.
-fn say(words: &str) {
-    let _ = writeln!(std::io::stderr(), "{words}");
+    end(outcome)
 }
 
 fn start(options: &Options) -> Result<()> {

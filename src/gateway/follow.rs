@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use doorward_pki::Fingerprint;
 use doorward_proto::close::Close;
-use doorward_proto::ids::{DeviceId, FleetId};
 use doorward_proto::session::Grant;
 use doorward_proto::time::Moment;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +18,7 @@ use super::mailbox::Ending;
 use super::sessions::Handle;
 use crate::clock;
 use crate::identity;
-use crate::registry::cache::{Entry, Known};
+use crate::registry::cache::{Entry, Forgotten, Known};
 use crate::registry::{
     Applied, Change, Enrolment, News, Position, QUERY_DEADLINE, Record, RegistryError, SchemaError,
 };
@@ -88,7 +87,7 @@ impl Follower {
         let known = gateway.cache.known().await;
         if known.is_none() {
             // Whatever is in it: nobody could say up to where it is right.
-            gateway.cache.forget_all();
+            gateway.cache.forget(&Forgotten::everything());
         }
         let mut follower = Self {
             gateway,
@@ -152,13 +151,7 @@ impl Follower {
             };
             let failed = match looked {
                 Ok(Looked::More) => continue,
-                Ok(Looked::End) => {
-                    if gateway.sight.is_unheard() {
-                        let words = "its reports have not been taken for too long: no receipt counts this gateway any more";
-                        self.cut_off(&RegistryError::Unavailable(words.to_owned())).await;
-                    }
-                    false
-                }
+                Ok(Looked::End) => false,
                 Err(error) if is_final(&error) => return Err(error),
                 Err(error) => {
                     self.cut_off(&error).await;
@@ -214,11 +207,18 @@ impl Follower {
         self.position = Some(position.clone());
         self.note_open(open, began.monotonic);
         self.due |= gap || !changes.is_empty();
+        let forgotten = if gap { Forgotten::everything() } else { whose(&changes) };
+        // Before and after the admissions are marked: one that has an older record in hand puts it into the copy before it is
+        // marked, or not at all; and one that begins after it was marked does not find what is forgotten.
+        gateway.cache.forget(&forgotten);
+        if gap || !forgotten.devices.is_empty() {
+            gateway.lookups.devices_changed();
+        }
         if gap {
             warn!(
                 "the registry's feed of changes has a gap (pruned, or a restored backup): every session is judged again"
             );
-            self.mark(everything_changed(&gateway), began.monotonic);
+            self.mark(gateway.sessions.all_changed(), began.monotonic);
             // What is lost may be that these sessions are their devices' newest, and that this gateway serves.
             let name = &gateway.settings.gateway;
             gateway.sessions.each_proven(|handle| gateway.sink.claim(handle.claim(name)));
@@ -230,6 +230,7 @@ impl Follower {
         for (change, age) in changes.into_iter().zip(ages) {
             self.act(change, began.monotonic.saturating_sub(age), began);
         }
+        gateway.cache.forget(&forgotten);
         self.judge_suspects(began).await?;
         if more {
             return Ok(Looked::More);
@@ -245,14 +246,16 @@ impl Follower {
             }
             self.unknown = true;
         }
+        // Who has not been heard for too long is not counted any more, and takes its place before anybody is let in.
+        self.unknown |= !enrols && gateway.sight.is_unheard();
         if self.unknown {
             gateway.registry.enrol(&self.enrolment).await?;
-            self.unknown = false;
         }
         gateway.sight.looked(began);
-        if enrols {
+        if enrols || std::mem::take(&mut self.unknown) {
             // As good as a report: receipts wait for this gateway from then on.
             gateway.sight.reported(began);
+            self.due = true;
         }
         self.conclude(position, applied, began);
         Ok(Looked::End)
@@ -279,8 +282,8 @@ impl Follower {
     fn act(&mut self, change: Change, since: Duration, began: Moment) {
         let gateway = Arc::clone(&self.gateway);
         match change {
-            Change::Device(device) => self.mark(device_changed(&gateway, &device), since),
-            Change::Fleet(fleet) => self.mark(fleet_changed(&gateway, &fleet), since),
+            Change::Device(device) => self.mark(gateway.sessions.device_changed(&device), since),
+            Change::Fleet(fleet) => self.mark(gateway.sessions.fleet_changed(&fleet), since),
             Change::Takeover { device, session, peer } => {
                 // Unlike the others it says nothing new to an admission.
                 if let Some(handle) = gateway.sessions.find(&device, &session) {
@@ -423,30 +426,17 @@ async fn enrol(gateway: &Gateway, enrolment: &Enrolment) -> Result<(), RegistryE
     Ok(())
 }
 
-// Forgotten before and after the admissions are marked: one that has an older record in hand puts it into the copy before it
-// is marked, or not at all; and one that begins after it was marked does not find what is forgotten.
-
-fn device_changed(gateway: &Gateway, device: &DeviceId) -> Vec<Arc<Handle>> {
-    gateway.lookups.devices_changed();
-    gateway.cache.forget_device(device);
-    let marked = gateway.sessions.device_changed(device);
-    gateway.cache.forget_device(device);
-    marked
-}
-
-fn fleet_changed(gateway: &Gateway, fleet: &FleetId) -> Vec<Arc<Handle>> {
-    gateway.cache.forget_fleet(fleet);
-    let marked = gateway.sessions.fleet_changed(fleet);
-    gateway.cache.forget_fleet(fleet);
-    marked
-}
-
-fn everything_changed(gateway: &Gateway) -> Vec<Arc<Handle>> {
-    gateway.lookups.devices_changed();
-    gateway.cache.forget_all();
-    let marked = gateway.sessions.all_changed();
-    gateway.cache.forget_all();
-    marked
+/// Whose records the changes concern.
+fn whose(changes: &[Change]) -> Forgotten {
+    let mut forgotten = Forgotten::default();
+    for change in changes {
+        match change {
+            Change::Device(device) => drop(forgotten.devices.insert(device.clone())),
+            Change::Fleet(fleet) => drop(forgotten.fleets.insert(fleet.clone())),
+            Change::Kick(_) | Change::Takeover { .. } => {}
+        }
+    }
+    forgotten
 }
 
 /// What the session may do from now on, or how it ends.

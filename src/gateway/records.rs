@@ -23,10 +23,6 @@ impl Gateway {
         &self,
         certificate: &Fingerprint,
     ) -> Result<(Option<Record>, Source), RegistryError> {
-        if self.sight.is_unheard() {
-            let words = "it does not take this gateway's reports, and counts it no more".to_owned();
-            return Err(RegistryError::Unavailable(words));
-        }
         let away = if self.sight.is_away() {
             RegistryError::Unavailable(
                 "it is away, and this device is not among those it has told of".to_owned(),

@@ -104,7 +104,7 @@ impl Sight {
     }
 
     /// Whether it has been read but not told so for so long that it does not count this gateway any more.
-    pub(crate) fn is_unheard(&self) -> bool {
+    pub(super) fn is_unheard(&self) -> bool {
         self.age() >= self.lock().most.saturating_add(UNHEARD)
     }
 }

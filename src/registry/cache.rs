@@ -80,15 +80,30 @@ impl News {
     }
 }
 
-/// Whose records in the file are not to be used any more.
-#[derive(Default)]
-struct Forgotten {
-    devices: HashSet<DeviceId>,
-    fleets: HashSet<FleetId>,
+/// Whose records are not to be used any more.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Forgotten {
+    /// Devices that have changed.
+    pub(crate) devices: HashSet<DeviceId>,
+    /// Fleets that have, and so each of their devices.
+    pub(crate) fleets: HashSet<FleetId>,
     all: bool,
 }
 
 impl Forgotten {
+    /// Anything may have changed.
+    pub(crate) fn everything() -> Self {
+        Self { all: true, ..Self::default() }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.devices.extend(other.devices.iter().cloned());
+        self.fleets.extend(other.fleets.iter().cloned());
+        if self.all || other.all || self.devices.len() > MOST_FORGOTTEN {
+            *self = Self::everything();
+        }
+    }
+
     fn is_empty(&self) -> bool {
         !self.all && self.devices.is_empty() && self.fleets.is_empty()
     }
@@ -154,27 +169,14 @@ impl Cache {
         }
     }
 
-    /// A device has changed: its records are not used any more.
-    pub(crate) fn forget_device(&self, device: &DeviceId) {
-        let mut news = self.news();
-        if news.forgotten.devices.len() < MOST_FORGOTTEN {
-            news.forgotten.devices.insert(device.clone());
-        } else {
-            news.forgotten.all = true;
+    /// Some have changed: their records are not used any more, until they are put again.
+    pub(crate) fn forget(&self, whose: &Forgotten) {
+        if whose.is_empty() {
+            return;
         }
-        news.records.retain(|_, entry| entry.device != *device);
-    }
-
-    /// A fleet has changed: the records of its devices are not used any more.
-    pub(crate) fn forget_fleet(&self, fleet: &FleetId) {
         let mut news = self.news();
-        news.forgotten.fleets.insert(fleet.clone());
-        news.records.retain(|_, entry| entry.fleet != *fleet);
-    }
-
-    /// Anything may have changed.
-    pub(crate) fn forget_all(&self) {
-        *self.news() = News { forgotten: Forgotten { all: true, ..Forgotten::default() }, ..News::default() };
+        news.records.retain(|_, entry| !whose.covers(entry));
+        news.forgotten.add(whose);
     }
 
     /// The record behind a certificate, where it is kept.

@@ -46,6 +46,10 @@ fn at(last: i64) -> Known {
     }
 }
 
+fn device_a() -> Forgotten {
+    Forgotten { devices: [DeviceId::new("a").unwrap()].into(), ..Forgotten::default() }
+}
+
 const NOON: NumericDate = NumericDate::since_epoch(Duration::from_secs(1_800_000_000));
 
 async fn open(folder: &Path) -> Cache {
@@ -87,8 +91,9 @@ async fn what_is_forgotten_is_not_found_whether_that_is_written_or_not() {
         put(name, fleet);
     }
     cache.keep(&at(1)).await.unwrap();
-    cache.forget_device(&DeviceId::new("a").unwrap());
-    cache.forget_fleet(&FleetId::new("hall").unwrap());
+    let hall = Forgotten { fleets: [FleetId::new("hall").unwrap()].into(), ..Forgotten::default() };
+    cache.forget(&device_a());
+    cache.forget(&hall);
     assert!(cache.must_forget());
     for name in ["a", "b"] {
         assert_eq!(cache.find(&of(name)).await, None, "{name}");
@@ -99,7 +104,7 @@ async fn what_is_forgotten_is_not_found_whether_that_is_written_or_not() {
     cache.keep(&at(2)).await.unwrap();
     assert!(!cache.must_forget() && !cache.has_news());
     assert!(cache.find(&of("a")).await.is_some() && cache.find(&of("b")).await.is_none());
-    cache.forget_all();
+    cache.forget(&Forgotten::everything());
     assert_eq!(cache.find(&of("c")).await, None);
     put("d", "yard");
     drop(cache);
@@ -124,7 +129,7 @@ async fn a_file_that_cannot_be_written_is_removed() {
     cache.put(&of("a"), Entry::of(&record("a", "default")));
     cache.keep(&at(1)).await.unwrap();
     spoil(folder.path()).await;
-    cache.forget_device(&DeviceId::new("a").unwrap());
+    cache.forget(&device_a());
     cache.keep(&at(2)).await.unwrap();
     assert!(!folder.path().join(NAME).exists());
     // Until it is made anew, nothing is kept.
@@ -145,7 +150,7 @@ async fn a_file_that_can_neither_be_written_nor_removed_lets_nothing_be_confirme
     let obstacle = folder.path().join(format!("{NAME}-journal"));
     std::fs::create_dir_all(obstacle.join("x")).unwrap();
     for n in 2..5 {
-        cache.forget_device(&DeviceId::new("a").unwrap());
+        cache.forget(&device_a());
         cache.keep(&at(n)).await.unwrap_err();
         cache.flush().await.unwrap_err();
         cache.set_signed_off(true).await.unwrap_err();

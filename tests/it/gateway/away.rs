@@ -322,6 +322,10 @@ async fn a_gateway_whose_reports_are_not_taken_serves_no_longer_than_receipts_co
     device.hello().await;
     device.closed_with_bye(1001).await;
     assert!(is_unavailable(&refused(&house, &credentials).await));
+    // Looked again and again, and said once.
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert_eq!(log().matches("every session ends").count(), 1);
+    assert!(!log().contains("the registry answers again"));
     hooked.fail_reports.store(false, Ordering::SeqCst);
     eventually("it is taken again", async || log().contains("what takes effect is confirmed again")).await;
     Device::prove(&house, &credentials).await;

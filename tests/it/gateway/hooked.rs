@@ -74,6 +74,7 @@ pub(super) struct Hooked {
     pub(super) look_up_sizes: Mutex<Vec<usize>>,
     /// The feed does not answer.
     pub(super) fail_changes: AtomicBool,
+    /// The gateway may not write its own row.
     pub(super) fail_reports: AtomicBool,
     /// Whoever follows the feed dies of it.
     pub(super) panic_in_changes: AtomicBool,
@@ -193,6 +194,9 @@ impl Registry for Hooked {
         self.asked()?.changed(patience).await
     }
     async fn enrol(&self, gateway: &Enrolment) -> Result<()> {
+        if self.fail_reports.load(Ordering::SeqCst) {
+            return Err(RegistryError::Forbidden("the test says so".to_owned()));
+        }
         self.asked()?.enrol(gateway).await
     }
     async fn report(&self, name: &str, instance: &str, applied: &Applied) -> Result<bool> {
