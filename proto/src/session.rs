@@ -12,6 +12,7 @@ mod accepted;
 mod grant;
 mod output;
 mod rekey;
+mod subscriptions;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -140,11 +141,6 @@ impl Session {
     #[must_use]
     pub fn undecided(&self) -> usize {
         self.undecided
-    }
-
-    /// What its subscriptions are.
-    pub fn subscriptions(&self) -> impl Iterator<Item = &Filter> {
-        self.subscriptions.keys()
     }
 
     /// The next thing to do.
@@ -414,21 +410,11 @@ impl Session {
                 return Ok(());
             }
             Operation::Subscribe(filter) => {
-                if !self.grant.policy.may_subscribe(who, &filter) {
-                    return no(Refusal::Forbidden, "the policy denies subscribing with this filter");
-                }
-                let full = self.subscriptions.len() >= self.settings.max_subscriptions;
-                if full && !self.subscriptions.contains_key(&filter) {
-                    return no(Refusal::Forbidden, "this session has as many subscriptions as one may have");
-                }
-                self.subscriptions.insert(filter.clone(), seq);
-                self.outputs.push_back(Output::Subscribe(filter));
-            }
-            Operation::Unsubscribe(filter) => {
-                if self.subscriptions.remove(&filter).is_some() {
-                    self.outputs.push_back(Output::Unsubscribe(filter));
+                if let Err(why) = self.subscribe(filter, seq) {
+                    return no(Refusal::Forbidden, why);
                 }
             }
+            Operation::Unsubscribe(filter) => self.unsubscribe(filter),
             Operation::Renew => return no(Refusal::Forbidden, "this gateway does not renew certificates"),
             // No command is waiting for it: acked and dropped.
             Operation::Hello | Operation::Result => {}
@@ -459,21 +445,6 @@ impl Session {
         let change = self.untold.take().map(|told| self.grant.changes_since(&told)).unwrap_or_default();
         if change != LimitsChange::default() {
             self.say("limits", &change, now);
-        }
-    }
-
-    fn drop_denied_subscriptions(&mut self, now: Moment) {
-        let who = Who { device: &self.grant.device, fleet: &self.grant.fleet };
-        let denied: Vec<(Filter, u64)> = self
-            .subscriptions
-            .iter()
-            .filter(|(filter, _)| !self.grant.policy.may_subscribe(who, filter))
-            .map(|(filter, seq)| (filter.clone(), *seq))
-            .collect();
-        for (filter, seq) in denied {
-            self.subscriptions.remove(&filter);
-            self.outputs.push_back(Output::Unsubscribe(filter));
-            self.reject(No::new(Some(seq), Refusal::Forbidden, "a new policy denies this subscription"), now);
         }
     }
 
