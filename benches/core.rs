@@ -87,6 +87,8 @@ impl Pair {
             limits: limits(),
             certificate_expires: NumericDate::from_seconds(NOON + 86_400),
             grace_ends: None,
+            renew_from: None,
+            late: false,
             pending: None,
         };
         let settings = Arc::new(Settings { max_strikes: usize::MAX, ..Settings::new("bench".into()) });

@@ -300,6 +300,10 @@ impl Connection {
                 Output::Confirmed(version) => {
                     self.gateway.shown.put(&self.handle.device, Shown::Key(version));
                 }
+                Output::Renew { reference, .. } => {
+                    let detail = "this gateway does not renew certificates";
+                    self.session.refuse_renewal(reference, Refusal::Forbidden, detail, None, now);
+                }
                 Output::Subscribe(filter) => self.gateway.routes.add(&filter, &self.handle),
                 Output::Unsubscribe(filter) => self.gateway.routes.remove(&filter, &self.handle),
                 Output::Close(close) => return Some(Ended::Ours(close)),

@@ -252,6 +252,8 @@ impl Granter {
             limits,
             certificate_expires: clock::numeric(record.certificate.not_after),
             grace_ends: record.certificate.valid_until.map(clock::numeric),
+            renew_from: None,
+            late: false,
             pending,
         })
     }

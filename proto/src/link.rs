@@ -60,6 +60,13 @@ pub enum Event {
     Rotate(Rotate),
     /// A renewed certificate.
     Certificate(Certificate),
+    /// [`Link::renew`] brings no certificate.
+    NotRenewed {
+        /// Why.
+        refusal: Option<Refusal>,
+        /// In words.
+        detail: String,
+    },
     /// The gateway is about to close.
     Bye(Bye),
 }
@@ -203,6 +210,15 @@ impl Link {
         }
         self.waiting.push_back(Pending::new(Body::Result { id, status, data }));
         Ok(())
+    }
+
+    /// Asks for a certificate in this session: `csr` is PKCS#10 in PEM. One that still waits is asked for no more. Without a
+    /// session nothing happens, and with its end a request is forgotten.
+    pub fn renew(&mut self, csr: &str) {
+        if self.session.is_some() {
+            self.waiting.retain(|pending| !matches!(pending.body, Body::Renew(_)));
+            self.waiting.push_back(Pending::new(Body::Renew(csr.into())));
+        }
     }
 
     /// The connection is gone. What has no answer waits for the next session.
@@ -419,6 +435,9 @@ impl Link {
                     self.filters.remove(&filter);
                     self.events.push_back(Event::Rejected(reject));
                 }
+                Body::Renew(_) => {
+                    self.events.push_back(Event::NotRenewed { refusal, detail: reject.detail });
+                }
                 _ => self.events.push_back(Event::Rejected(reject)),
             },
         }
@@ -430,6 +449,7 @@ fn too_long(body: Body) -> Option<Event> {
     match body {
         Body::Publish(publish) => Some(Event::Refused { id: publish.id, refusal: None, detail }),
         Body::Result { id, .. } => Some(Event::Refused { id, refusal: None, detail }),
+        Body::Renew(_) => Some(Event::NotRenewed { refusal: None, detail }),
         Body::Hello | Body::Subscribe(_) | Body::Unsubscribe(_) => None,
     }
 }

@@ -12,6 +12,7 @@ mod accepted;
 mod grant;
 mod output;
 mod rekey;
+mod renew;
 mod subscriptions;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -52,6 +53,10 @@ pub struct Session {
     handed_out: Option<KeyVersion>,
     /// And whether the latter.
     confirmed: bool,
+    /// The `renew` that waits for its certificate.
+    renewing: Option<u64>,
+    /// Until when this session has asked the device to renew.
+    asked: Option<NumericDate>,
     last_received: u64,
     last_sent: u64,
     bucket: Bucket,
@@ -103,6 +108,8 @@ impl Session {
             untold: None,
             handed_out: None,
             confirmed: false,
+            renewing: None,
+            asked: None,
             last_received: 0,
             last_sent: 0,
             strikes: Vec::new(),
@@ -241,11 +248,17 @@ impl Session {
             self.end(Close::Kicked, None, now);
             return;
         }
+        if grant.late && !self.grant.late {
+            // What is left to an expired certificate begins with a session of its own.
+            self.end(Close::CertificateExpired, None, now);
+            return;
+        }
         let was = std::mem::replace(&mut self.grant, grant);
         self.bucket.set(self.grant.limits.rate, now.monotonic);
         self.untold.get_or_insert_with(|| Box::new(was));
         self.tell_changes(now);
         self.hand_out_key(now);
+        self.ask_to_renew(now);
         self.drop_denied_subscriptions(now);
         self.tick(now);
     }
@@ -258,7 +271,8 @@ impl Session {
         if !self.proven {
             next = next.min(self.opened + self.settings.proof_within);
         }
-        let (end, _) = self.grant.certificate_end();
+        let (mut end, _) = self.grant.certificate_end();
+        end = self.asks_at().map_or(end, |at| end.min(at));
         let left = end.as_duration().saturating_sub(now.wall.as_duration());
         next.min(now.monotonic.saturating_add(left))
     }
@@ -268,6 +282,7 @@ impl Session {
         if self.closing.is_some() {
             return;
         }
+        self.ask_to_renew(now);
         if self.certificate_has_ended(now) {
             // Closed.
         } else if !self.proven && now.monotonic >= self.opened + self.settings.proof_within {
@@ -328,6 +343,7 @@ impl Session {
         }
         self.confirm_key(version);
         self.hand_out_key(now);
+        self.ask_to_renew(now);
         self.act(&fresh, now)
     }
 
@@ -391,6 +407,12 @@ impl Session {
         }
         let operation =
             fresh.members.operation().map_err(|why| No::new(Some(seq), Refusal::BadMessage, why))?;
+        if self.grant.late && !matches!(operation, Operation::Renew(_) | Operation::Hello) {
+            return no(
+                Refusal::Forbidden,
+                "this certificate has expired: its session can do nothing but renew it",
+            );
+        }
         let who = Who { device: &self.grant.device, fleet: &self.grant.fleet };
         match operation {
             Operation::Publish { channel, .. } if !self.grant.policy.may_publish(who, &channel) => {
@@ -415,7 +437,7 @@ impl Session {
                 }
             }
             Operation::Unsubscribe(filter) => self.unsubscribe(filter),
-            Operation::Renew => return no(Refusal::Forbidden, "this gateway does not renew certificates"),
+            Operation::Renew(csr) => return self.renew(seq, csr.into()),
             // No command is waiting for it: acked and dropped.
             Operation::Hello | Operation::Result => {}
         }

@@ -27,11 +27,17 @@ pub enum CommandStatus {
 #[derive(Debug)]
 pub(crate) enum Operation<'a> {
     Hello,
-    Publish { id: MessageId, channel: Cow<'a, str>, data: &'a RawValue, at: Option<NumericDate> },
+    Publish {
+        id: MessageId,
+        channel: Cow<'a, str>,
+        data: &'a RawValue,
+        at: Option<NumericDate>,
+    },
     Subscribe(Filter),
     Unsubscribe(Filter),
     Result,
-    Renew,
+    /// The request as it was written: PKCS#10 in PEM, which is somebody else's to read.
+    Renew(Cow<'a, str>),
 }
 
 /// The members of a payload, each still as it was written.
@@ -147,8 +153,7 @@ impl<'a> Members<'a> {
             }
             "renew" => {
                 none(&[id, ch, data, at, status])?;
-                csr.and_then(json::string).ok_or("'csr' is missing or not a string")?;
-                Ok(Operation::Renew)
+                csr.and_then(json::string).map(Operation::Renew).ok_or("'csr' is missing or not a string")
             }
             _ => Err("'op' is not an operation of a device"),
         }

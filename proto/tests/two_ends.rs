@@ -10,6 +10,8 @@ mod closing;
 mod link_checks;
 #[path = "two_ends/rekey.rs"]
 mod rekey;
+#[path = "two_ends/renew.rs"]
+mod renew;
 #[path = "two_ends/store.rs"]
 mod store;
 #[path = "two_ends/support.rs"]

@@ -113,6 +113,8 @@ impl Context {
             limits,
             certificate_expires: NumericDate::from_seconds(self.now + 3600),
             grace_ends: None,
+            renew_from: None,
+            late: false,
             pending: None,
         };
         let challenge: Vec<u8> = (0..self.challenge.len())

@@ -272,7 +272,11 @@ impl Task {
                 Event::Command(command) => drop(self.out.commands.send(command)),
                 Event::Rekey(rekey) => self.rekey(&rekey),
                 Event::Bye(bye) => *retry_after = bye.retry_after.map(Duration::from_secs),
-                Event::Rejected(_) | Event::Subscribed(_) | Event::Rotate(_) | Event::Certificate(_) => {}
+                Event::Rejected(_)
+                | Event::Subscribed(_)
+                | Event::Rotate(_)
+                | Event::Certificate(_)
+                | Event::NotRenewed { .. } => {}
             }
         }
         if let Some(request) = self.held.take() {

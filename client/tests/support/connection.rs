@@ -105,6 +105,8 @@ impl Serving {
             },
             certificate_expires: NumericDate::from_seconds(4_000_000_000),
             grace_ends: None,
+            renew_from: None,
+            late: false,
             pending: None,
         };
         let now = clock::now();
@@ -206,7 +208,7 @@ impl Serving {
                     Output::Proven => {
                         self.shared.generations.lock().unwrap().insert(self.id.clone(), self.number);
                     }
-                    Output::Confirmed(_) => {}
+                    Output::Confirmed(_) | Output::Renew { .. } => {}
                     Output::Store(accepted) => self.store(accepted),
                     Output::Subscribe(filter) => self.subscribed.push(filter),
                     Output::Unsubscribe(filter) => self.subscribed.retain(|kept| *kept != filter),

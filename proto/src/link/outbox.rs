@@ -31,6 +31,7 @@ pub(super) enum Body {
     Subscribe(Filter),
     Unsubscribe(Filter),
     Result { id: MessageId, status: CommandStatus, data: Option<Box<RawValue>> },
+    Renew(Box<str>),
 }
 
 #[derive(Debug, Clone)]
@@ -61,6 +62,8 @@ struct Wire<'a> {
     at: Option<NumericDate>,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<CommandStatus>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    csr: Option<&'a str>,
 }
 
 impl Pending {
@@ -88,6 +91,7 @@ impl Body {
             data: None,
             at: None,
             status: None,
+            csr: None,
         };
         match self {
             Self::Hello => {}
@@ -111,6 +115,10 @@ impl Body {
                 wire.id = Some(id);
                 wire.status = Some(*status);
                 wire.data = data.as_deref();
+            }
+            Self::Renew(csr) => {
+                wire.op = "renew";
+                wire.csr = Some(csr);
             }
         }
         #[expect(clippy::expect_used, reason = "our own types have string keys and no failing Serialize")]

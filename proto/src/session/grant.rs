@@ -35,6 +35,10 @@ pub struct Grant {
     pub certificate_expires: NumericDate,
     /// When the certificate's grace ends, for a superseded one.
     pub grace_ends: Option<NumericDate>,
+    /// When the gateway begins to ask for a renewal, where it does.
+    pub renew_from: Option<NumericDate>,
+    /// The certificate has expired, and this session can do nothing but renew it, until `grace_ends`.
+    pub late: bool,
     /// A key version that the device is to be given and has not confirmed.
     pub pending: Option<Box<PendingKey>>,
 }
@@ -70,6 +74,7 @@ impl Grant {
     /// When the certificate stops holding, and how the session ends then.
     pub(super) fn certificate_end(&self) -> (NumericDate, Close) {
         match self.grace_ends {
+            Some(end) if self.late => (end, Close::CertificateExpired),
             Some(end) if end < self.certificate_expires => (end, Close::Suspended),
             _ => (self.certificate_expires, Close::CertificateExpired),
         }

@@ -16,6 +16,14 @@ pub enum Output {
     Confirmed(KeyVersion),
     /// A publish to make durable; its receipt comes back through [`super::Session::settle`] or [`super::Session::refuse`].
     Store(Accepted),
+    /// A certificate is asked for; the answer comes back through [`super::Session::certify`] or
+    /// [`super::Session::refuse_renewal`].
+    Renew {
+        /// The `seq` of the `renew`.
+        reference: u64,
+        /// PKCS#10 in PEM, as the device wrote it.
+        csr: Box<str>,
+    },
     /// What is published to this filter goes to [`super::Session::deliver`] from now on.
     Subscribe(Filter),
     /// No longer.

@@ -56,6 +56,8 @@ pub(crate) fn grant() -> Grant {
         },
         certificate_expires: at(1e9).wall,
         grace_ends: None,
+        renew_from: None,
+        late: false,
         pending: None,
     }
 }

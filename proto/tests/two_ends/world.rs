@@ -376,7 +376,10 @@ impl World {
                     let (time, fate) = store::draw(&mut self.random, trouble);
                     self.at(self.now + time, Event::Done(Job { connection, publish, receipt, seq, fate }));
                 }
-                Output::Subscribe(_) | Output::Unsubscribe(_) | Output::Confirmed(_) => {}
+                Output::Subscribe(_)
+                | Output::Unsubscribe(_)
+                | Output::Confirmed(_)
+                | Output::Renew { .. } => {}
                 Output::Ping => {
                     let time = self.transit(connection, false);
                     self.at(time, Event::Ping(connection));

@@ -1,0 +1,63 @@
+//! A new certificate on its way to the device.
+
+use super::{No, Output, Session};
+use crate::downlink::{Certificate, Rotate};
+use crate::time::{Moment, NumericDate};
+use crate::verdict::Refusal;
+
+/// When to ask again while an earlier request waits, in seconds.
+const ONE_AT_A_TIME: u64 = 5;
+
+impl Session {
+    /// One request at a time: each is a signature of an issuer's.
+    pub(super) fn renew(&mut self, seq: u64, csr: Box<str>) -> Result<(), No> {
+        if self.renewing.is_some() {
+            let detail = "an earlier 'renew' of this session has no answer yet";
+            return Err(No {
+                retry_after: Some(ONE_AT_A_TIME),
+                ..No::new(Some(seq), Refusal::RateLimited, detail)
+            });
+        }
+        self.renewing = Some(seq);
+        self.outputs.push_back(Output::Renew { reference: seq, csr });
+        Ok(())
+    }
+
+    /// The certificate that a `renew` asked for: `chain` is PEM, leaf first.
+    pub fn certify(&mut self, reference: u64, chain: &str, expires: NumericDate, now: Moment) {
+        if self.renewing == Some(reference) && self.closing.is_none() {
+            self.renewing = None;
+            self.say("certificate", &Certificate { reference, chain: chain.to_owned(), expires }, now);
+        }
+    }
+
+    /// A `renew` that brings no certificate, or not now.
+    pub fn refuse_renewal(
+        &mut self,
+        reference: u64,
+        refusal: Refusal,
+        detail: &str,
+        retry_after: Option<u64>,
+        now: Moment,
+    ) {
+        if self.renewing == Some(reference) && self.closing.is_none() {
+            self.renewing = None;
+            self.reject(No { retry_after, ..No::new(Some(reference), refusal, detail) }, now);
+        }
+    }
+
+    /// When [`Session::tick`] has to ask: not before the session is proven, and once for each end of the certificate.
+    pub(super) fn asks_at(&self) -> Option<NumericDate> {
+        let asked = self.asked == Some(self.grant.certificate_end().0);
+        self.grant.renew_from.filter(|_| self.proven && !asked)
+    }
+
+    /// Says `rotate` where it is time to.
+    pub(super) fn ask_to_renew(&mut self, now: Moment) {
+        if self.asks_at().is_some_and(|at| now.wall >= at) && self.closing.is_none() {
+            let by = self.grant.certificate_end().0;
+            self.asked = Some(by);
+            self.say("rotate", &Rotate { what: "certificate".to_owned(), by }, now);
+        }
+    }
+}
