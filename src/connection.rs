@@ -3,8 +3,9 @@
 //! Everything happens in one poll function, so that what one wake-up brought is read, judged and answered together:
 //! the acks of many messages leave in one frame and one write.
 
+mod closing;
+
 use std::collections::VecDeque;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,11 +18,10 @@ use doorward_proto::session::{Output, Session};
 use doorward_proto::time::Moment;
 use doorward_proto::verdict::{Refusal, Verdict};
 use futures_util::{Sink as _, Stream as _};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tracing::{debug, info};
 
@@ -33,6 +33,8 @@ use crate::gateway::sessions::{Handle, Proof};
 use crate::gateway::{Gateway, Shown};
 use crate::registry::NewEvent;
 use crate::sink::{Job, NoRoom};
+
+use closing::{Ended, broken, closing_handshake, failed, frame};
 
 /// What tungstenite reads into; a device's message is a few hundred bytes, and every session keeps one.
 const READ_BUFFER: usize = 1024;
@@ -98,16 +100,6 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: Owned
         }
     }
     drop((permit, stay));
-}
-
-/// How a connection came to its end.
-enum Ended {
-    /// We close, with this reason.
-    Ours(Close),
-    /// The device closed, with this code.
-    Theirs(Option<u16>),
-    /// The network or TLS failed.
-    Broken(String),
 }
 
 struct Connection {
@@ -443,58 +435,5 @@ impl Connection {
                 }
             }
         }
-    }
-}
-
-fn frame(close: Close) -> CloseFrame {
-    CloseFrame { code: close.code().into(), reason: close.reason().into() }
-}
-
-/// The closing handshake (RFC 6455 §7.1.2), bounded: a peer that does not answer is cut.
-async fn closing_handshake(mut ws: WebSocketStream<Stream>, frame: Option<CloseFrame>) {
-    let handshake = async {
-        if let Some(frame) = frame {
-            ws.close(Some(frame)).await?;
-        } else {
-            std::future::poll_fn(|cx| Pin::new(&mut ws).poll_flush(cx)).await?;
-        }
-        // What it still sends is read and thrown away, so that the close is not lost to a reset.
-        while let Some(message) = std::future::poll_fn(|cx| Pin::new(&mut ws).poll_next(cx)).await {
-            message?;
-        }
-        Ok::<(), WsError>(())
-    };
-    let _ = tokio::time::timeout(CLOSE_WITHIN, handshake).await;
-    let stream = ws.get_mut();
-    let goodbye = async {
-        stream.shutdown().await?;
-        // Bytes left unread would turn the close into a reset, and the peer would not learn why.
-        let mut unread = [0; 1024];
-        while stream.read(&mut unread).await? > 0 {}
-        io::Result::Ok(())
-    };
-    let _ = tokio::time::timeout(CLOSE_WITHIN, goodbye).await;
-}
-
-/// Sorts what went wrong while reading by who is at fault.
-fn failed(error: WsError) -> Ended {
-    match error {
-        WsError::Capacity(_) => Ended::Ours(Close::TooBig),
-        WsError::Utf8(_) => Ended::Ours(Close::NotUtf8),
-        WsError::Protocol(
-            tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
-        ) => Ended::Broken("the peer is gone without a close".to_owned()),
-        WsError::Protocol(_) => Ended::Ours(Close::Protocol),
-        WsError::ConnectionClosed | WsError::AlreadyClosed => Ended::Theirs(None),
-        other => broken(other),
-    }
-}
-
-fn broken(error: WsError) -> Ended {
-    match error {
-        WsError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            Ended::Broken("the peer is gone without a close".to_owned())
-        }
-        error => Ended::Broken(error.to_string()),
     }
 }

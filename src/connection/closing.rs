@@ -1,0 +1,77 @@
+//! How a connection ends: by whose fault, and with what last words.
+
+use std::io;
+use std::pin::Pin;
+
+use doorward_proto::close::Close;
+use futures_util::{Sink as _, Stream as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Error as WsError;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+
+use super::CLOSE_WITHIN;
+use crate::accept::Stream;
+
+/// How a connection came to its end.
+pub(super) enum Ended {
+    /// We close, with this reason.
+    Ours(Close),
+    /// The device closed, with this code.
+    Theirs(Option<u16>),
+    /// The network or TLS failed.
+    Broken(String),
+}
+
+pub(super) fn frame(close: Close) -> CloseFrame {
+    CloseFrame { code: close.code().into(), reason: close.reason().into() }
+}
+
+/// The closing handshake (RFC 6455 §7.1.2), bounded: a peer that does not answer is cut.
+pub(super) async fn closing_handshake(mut ws: WebSocketStream<Stream>, frame: Option<CloseFrame>) {
+    let handshake = async {
+        if let Some(frame) = frame {
+            ws.close(Some(frame)).await?;
+        } else {
+            std::future::poll_fn(|cx| Pin::new(&mut ws).poll_flush(cx)).await?;
+        }
+        // What it still sends is read and thrown away, so that the close is not lost to a reset.
+        while let Some(message) = std::future::poll_fn(|cx| Pin::new(&mut ws).poll_next(cx)).await {
+            message?;
+        }
+        Ok::<(), WsError>(())
+    };
+    let _ = tokio::time::timeout(CLOSE_WITHIN, handshake).await;
+    let stream = ws.get_mut();
+    let goodbye = async {
+        stream.shutdown().await?;
+        // Bytes left unread would turn the close into a reset, and the peer would not learn why.
+        let mut unread = [0; 1024];
+        while stream.read(&mut unread).await? > 0 {}
+        io::Result::Ok(())
+    };
+    let _ = tokio::time::timeout(CLOSE_WITHIN, goodbye).await;
+}
+
+/// Sorts what went wrong while reading by who is at fault.
+pub(super) fn failed(error: WsError) -> Ended {
+    match error {
+        WsError::Capacity(_) => Ended::Ours(Close::TooBig),
+        WsError::Utf8(_) => Ended::Ours(Close::NotUtf8),
+        WsError::Protocol(
+            tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
+        ) => Ended::Broken("the peer is gone without a close".to_owned()),
+        WsError::Protocol(_) => Ended::Ours(Close::Protocol),
+        WsError::ConnectionClosed | WsError::AlreadyClosed => Ended::Theirs(None),
+        other => broken(other),
+    }
+}
+
+pub(super) fn broken(error: WsError) -> Ended {
+    match error {
+        WsError::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Ended::Broken("the peer is gone without a close".to_owned())
+        }
+        error => Ended::Broken(error.to_string()),
+    }
+}
