@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 
 use crate::gateway::sessions::Handle;
 use crate::gateway::{Gateway, Source};
-use crate::identity::{self, Denied, Problem};
+use crate::identity::{self, Asked, Denied, Problem};
 use crate::registry::cache::Entry;
 use crate::registry::{Record, RegistryError};
 use crate::upgrade::{self, HeadError};
@@ -225,6 +225,7 @@ async fn admit_request<'a>(
     let leaf = Leaf::parse(der).map_err(|error| Denied::new(Problem::CertificateUnfit, error.to_string()))?;
     let fingerprint = Fingerprint::of(der);
     let leaf_ends = clock::date(NumericDate::from_seconds(leaf.not_after()));
+    let asks_from = identity::asks_from(&leaf, &fingerprint);
     // Whose admission this is, for the feed; a name that is no id belongs to no record.
     let named = leaf.common_name().ok().and_then(|name| DeviceId::new(name).ok());
     let watch = named.as_ref().map(|device| gateway.sessions.watch(device));
@@ -240,7 +241,8 @@ async fn admit_request<'a>(
             record.end_by(leaf_ends);
         }
         let now = clock::now().wall;
-        identity::judge(&leaf, record.as_ref(), now)?;
+        let late = record.as_ref().map_or(Ok(Duration::ZERO), |record| gateway.granter.lateness(record))?;
+        identity::judge(&leaf, record.as_ref(), now, late)?;
         // Known devices alone are told what is wrong with their requests.
         if let Some(request) = request.take() {
             wanted = Some(request.judge(&gateway.config.gateway.origins)?);
@@ -248,7 +250,8 @@ async fn admit_request<'a>(
         let (Some(record), Some(key), Some(watch)) = (record, wanted.as_ref().map(|w| w.key), &watch) else {
             break;
         };
-        let grant = gateway.granter.grant(&record, key, now)?;
+        let asked = Asked { key, asks_from };
+        let grant = gateway.granter.grant(&record, asked, now)?;
         let entry = (source == Source::Registry).then(|| Entry::of(&record));
         let keep = || {
             if let Some(entry) = entry {
@@ -259,6 +262,7 @@ async fn admit_request<'a>(
         let handle = Handle {
             key,
             certificate_ends: leaf_ends,
+            asks_from,
             supersedes: record.certificate.supersedes,
             heard_ms: AtomicI64::new(now.as_millis()),
             ..Handle::new(Arc::clone(id), record.device, record.fleet, peer, fingerprint)

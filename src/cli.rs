@@ -15,6 +15,7 @@ mod fleet;
 mod gateway;
 mod init;
 mod issue;
+mod issuer;
 mod message;
 mod output;
 mod receipt;
@@ -71,6 +72,9 @@ enum Command {
     /// Run the gateway
     #[command(subcommand)]
     Gateway(gateway::Gateway),
+    /// Sign what devices ask for in their sessions
+    #[command(subcommand)]
+    Issuer(issuer::Issuer),
     /// Groups of devices that share a policy
     #[command(subcommand)]
     Fleet(fleet::Fleet),
@@ -123,6 +127,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Init(init) => init.run(&shared).await,
         Command::Demo(demo) => demo.run(&shared).await,
         Command::Gateway(gateway) => gateway.run(&shared).await,
+        Command::Issuer(issuer) => issuer.run(&shared).await,
         Command::Fleet(fleet) => fleet.run(&shared).await,
         Command::Device(device) => device.run(&shared).await,
         Command::Cert(cert) => cert.run(&shared).await,

@@ -1,6 +1,7 @@
 //! The configuration: read once into final types, so that no half-checked value travels. Unknown keys are refused with
 //! their line. `Config::default()` is what an empty file means, and `config/default.toml` says the same in words.
 
+mod certificates;
 mod show;
 
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use toml::de::{DeTable, DeValue};
 use crate::home::Home;
 use crate::registry::DatabaseUrl;
 
+pub use certificates::CertificatesSection;
 pub use show::{Setting, Source, settings};
 
 /// The text that `init` writes: every key, its default, and what it does.
@@ -64,8 +66,10 @@ pub struct Config {
     pub database: DatabaseSection,
     /// What holds while the registry is away.
     pub registry: RegistrySection,
-    /// Certificates.
+    /// Who the gateway is to devices, and whose devices it lets in.
     pub tls: TlsSection,
+    /// Renewals.
+    pub certificates: CertificatesSection,
     /// Bounds on connections and sessions.
     pub limits: LimitsSection,
     /// Times of a session.
@@ -345,6 +349,21 @@ impl Config {
             ("session.max_skew", self.session.max_skew, 20, 3600, "it must be 20s to 1h"),
             ("session.proof_within", self.session.proof_within, 1, 300, "it must be 1s to 5m"),
             ("gateway.drain", self.gateway.drain, 1, 600, "it must be 1s to 10m"),
+            (
+                "certificates.lifetime",
+                self.certificates.lifetime,
+                3600,
+                36_500 * 86_400,
+                "it must be 1h to 36500d",
+            ),
+            ("certificates.grace", self.certificates.grace, 60, 366 * 86_400, "it must be 1m to 366d"),
+            (
+                "certificates.renew_after_expiry",
+                self.certificates.renew_after_expiry,
+                0,
+                365 * 86_400,
+                "it must be 0s to 365d",
+            ),
             ("registry.max_staleness", self.registry.max_staleness, 0, 366 * 86_400, "it must be 0s to 366d"),
             // A message's id is remembered as long as the message: the dedupe window of the protocol.
             ("messages.keep", self.messages.keep, 600, 36_500 * 86_400, "it must be at least 10m"),

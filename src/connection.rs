@@ -28,7 +28,7 @@ use tracing::{debug, info};
 use crate::accept::{Admitted, Stream};
 use crate::clock;
 use crate::entropy;
-use crate::gateway::mailbox::{Ending, Outcome};
+use crate::gateway::mailbox::{Ending, Outcome, Renewed};
 use crate::gateway::sessions::{Handle, Proof};
 use crate::gateway::{Gateway, Shown};
 use crate::registry::NewEvent;
@@ -200,6 +200,16 @@ impl Connection {
         if let Some(grant) = mail.grant {
             self.session.update(*grant, now);
         }
+        if let Some(renewed) = mail.renewal {
+            let Renewed { reference, answer } = *renewed;
+            match answer {
+                Ok((chain, expires)) => self.session.certify(reference, &chain, expires, now),
+                Err((refusal, detail, retry_after)) => {
+                    self.gateway.counters.rejected(refusal);
+                    self.session.refuse_renewal(reference, refusal, &detail, retry_after, now);
+                }
+            }
+        }
         if let Some(ending) = mail.close {
             self.ending = Some(ending);
             if !ending.gently {
@@ -292,10 +302,7 @@ impl Connection {
                 Output::Confirmed(version) => {
                     self.gateway.shown.put(&self.handle.device, Shown::Key(version));
                 }
-                Output::Renew { reference, .. } => {
-                    let detail = "this gateway does not renew certificates";
-                    self.session.refuse_renewal(reference, Refusal::Forbidden, detail, None, now);
-                }
+                Output::Renew { reference, csr } => self.gateway.renewals.ask(&self.handle, reference, csr),
                 Output::Subscribe(filter) => self.gateway.routes.add(&filter, &self.handle),
                 Output::Unsubscribe(filter) => self.gateway.routes.remove(&filter, &self.handle),
                 Output::Close(close) => return Some(Ended::Ours(close)),

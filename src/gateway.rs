@@ -5,6 +5,7 @@ mod credentials;
 mod follow;
 pub(crate) mod mailbox;
 mod records;
+mod renewals;
 pub(crate) mod sessions;
 mod sight;
 mod upkeep;
@@ -12,6 +13,7 @@ mod witness;
 
 pub(crate) use credentials::Shown;
 pub(crate) use records::Source;
+pub(crate) use renewals::Renewing;
 pub(crate) use sight::Sight;
 pub(crate) use upkeep::SEEN_EVERY;
 
@@ -99,10 +101,13 @@ pub struct Gateway {
     pub(crate) sink: Arc<Sink>,
     pub(crate) counters: Counters,
     pub(crate) shown: ShownCredentials,
+    pub(crate) renewals: Renewing,
     /// Room for connections, and turns to compute a handshake.
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) handshakes: Semaphore,
     pub(crate) tasks: TaskTracker,
+    /// Told when a device has asked for a certificate: for an issuer beside this gateway.
+    pub(crate) issue_now: Arc<Notify>,
     /// Something speaks for a look at the feed now: a session that the store has refused, a registry that failed.
     look_at_feed: Arc<Notify>,
     draining: AtomicBool,
@@ -152,16 +157,23 @@ impl Gateway {
             cache,
             sight: Arc::new(Sight::new(config.registry.max_staleness.0)),
             registry,
-            granter: Granter { master, limits, rules: Mutex::new(HashMap::new()) },
+            granter: Granter {
+                master,
+                limits,
+                late: config.certificates.renew_after_expiry.0,
+                rules: Mutex::new(HashMap::new()),
+            },
             tls: ArcSwap::new(tls),
             sessions: Sessions::default(),
             routes: Arc::new(Routes::default()),
             sink: Arc::new(Sink::new(config.limits.store_queue)),
             counters: Counters::default(),
             shown: ShownCredentials::default(),
+            renewals: Renewing::default(),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             handshakes: Semaphore::new(config.limits.handshakes),
             tasks: TaskTracker::new(),
+            issue_now: Arc::new(Notify::new()),
             look_at_feed: Arc::new(Notify::new()),
             draining: AtomicBool::new(false),
             ready: watch::Sender::new(false),
@@ -174,6 +186,11 @@ impl Gateway {
     /// What has happened since the start.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Told when a device has asked for a certificate: for an [`Issuer`](crate::issuer::Issuer) in the same process.
+    pub fn issue_now(&self) -> Arc<Notify> {
+        Arc::clone(&self.issue_now)
     }
 
     /// How many devices have a session or are being admitted.
@@ -257,6 +274,7 @@ pub async fn serve(
     parts.spawn(confirm::run(Arc::clone(&gateway), follower.effects(), stop.clone()));
     parts.spawn(follower.run(stop.clone()));
     parts.spawn(ends(upkeep::run(Arc::clone(&gateway), stop.clone())));
+    parts.spawn(ends(renewals::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(credentials::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(witness::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(accept::run(Arc::clone(&gateway), listener, stop.clone())));

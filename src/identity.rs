@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use doorward_pki::identity::{Leaf, printable};
+use doorward_pki::identity::{Fingerprint, Leaf, printable};
 use doorward_pki::seal::MasterKey;
 use doorward_proto::close::Close;
 use doorward_proto::ids::{FleetId, KeyVersion};
@@ -131,7 +132,12 @@ impl Denied {
 }
 
 /// Judges a certificate and the record behind it: steps 2 to 6.
-pub(crate) fn judge(leaf: &Leaf, record: Option<&Record>, now: NumericDate) -> Result<(), Denied> {
+pub(crate) fn judge(
+    leaf: &Leaf,
+    record: Option<&Record>,
+    now: NumericDate,
+    late: Duration,
+) -> Result<(), Denied> {
     let Some(record) = record else {
         let detail = "this certificate is signed by a device CA, but nobody has recorded it";
         return Err(Denied::new(Problem::CertificateUnknown, detail));
@@ -150,11 +156,12 @@ pub(crate) fn judge(leaf: &Leaf, record: Option<&Record>, now: NumericDate) -> R
     if let Err(unfit) = leaf.fit_for_device() {
         return Err(Denied::new(Problem::CertificateUnfit, unfit.to_string()));
     }
-    judge_record(record, now)
+    judge_record(record, now, late)
 }
 
-/// The part of the judgement that changes with the record and the time: steps 5 and 6.
-pub(crate) fn judge_record(record: &Record, now: NumericDate) -> Result<(), Denied> {
+/// The part of the judgement that changes with the record and the time: steps 5 and 6. A certificate that has expired less
+/// than `late` ago opens a session that can do nothing but renew it.
+pub(crate) fn judge_record(record: &Record, now: NumericDate, late: Duration) -> Result<(), Denied> {
     let certificate = &record.certificate;
     let because = |reason: &Option<String>| reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
     match (certificate.status, certificate.valid_until) {
@@ -168,8 +175,13 @@ pub(crate) fn judge_record(record: &Record, now: NumericDate) -> Result<(), Deni
         }
         _ => {}
     }
-    if now >= clock::numeric(certificate.not_after) {
-        let detail = format!("this certificate expired on {}", date(certificate.not_after));
+    let ended = clock::numeric(certificate.not_after);
+    if now >= ended && now.as_duration() >= ended.as_duration().saturating_add(late) {
+        let mut detail = format!("this certificate expired on {}", date(certificate.not_after));
+        if !late.is_zero() {
+            let late = humantime::format_duration(late);
+            detail.push_str(&format!(", and could renew itself for {late} after that"));
+        }
         return Err(Denied::new(Problem::CertificateExpired, detail));
     }
     match record.status {
@@ -189,12 +201,35 @@ fn date(time: time::OffsetDateTime) -> String {
     time.format(&time::format_description::well_known::Rfc3339).unwrap_or_else(|_| time.to_string())
 }
 
+/// The longest session of a certificate that has expired.
+const LATE_SESSION: Duration = Duration::from_secs(900);
+
+/// When the gateway begins to ask for a certificate's renewal: from two thirds of its lifetime on, and up to five sixths,
+/// each certificate at a moment of its own. A fleet that was issued in one hour does not renew in one hour.
+pub(crate) fn asks_from(leaf: &Leaf, fingerprint: &Fingerprint) -> NumericDate {
+    let begins = NumericDate::from_seconds(leaf.not_before()).as_duration();
+    let lifetime = NumericDate::from_seconds(leaf.not_after()).as_duration().saturating_sub(begins);
+    let spread = fingerprint.as_bytes().iter().take(2).fold(0, |sum, byte| sum << 8 | u32::from(*byte));
+    let own = lifetime / 6 * spread / (1 << 16);
+    NumericDate::since_epoch(begins + lifetime / 3 * 2 + own)
+}
+
+/// What a session brings beside its record.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    /// The key version that the device asked the gateway to sign with.
+    pub(crate) key: Option<KeyVersion>,
+    /// When the gateway begins to ask for a renewal by itself.
+    pub(crate) asks_from: NumericDate,
+}
+
 /// What a fleet allows, beside the texts that it was read from.
 #[derive(Clone)]
 pub(crate) struct Rules {
     texts: [Arc<str>; 2],
     policy: Arc<Policy>,
     limits: Limits,
+    late: Duration,
 }
 
 /// Turns records into what sessions work with. A fleet's rules are read once and shared.
@@ -202,18 +237,20 @@ pub(crate) struct Granter {
     pub(crate) master: MasterKey,
     /// The gateway's own.
     pub(crate) limits: Limits,
+    /// How long after its end a certificate may renew itself, where its fleet does not say otherwise.
+    pub(crate) late: Duration,
     /// One for each fleet that was seen: bounded by the registry's fleets.
     pub(crate) rules: Mutex<HashMap<FleetId, Rules>>,
 }
 
 impl Granter {
-    /// A record, ready for use; `key` is the version that the device asked the gateway to sign with.
-    pub(crate) fn grant(
-        &self,
-        record: &Record,
-        key: Option<KeyVersion>,
-        now: NumericDate,
-    ) -> Result<Grant, Denied> {
+    /// How long after its end a certificate of this record's may renew itself.
+    pub(crate) fn lateness(&self, record: &Record) -> Result<Duration, Denied> {
+        self.rules(record).map(|rules| rules.late)
+    }
+
+    /// A record, ready for use.
+    pub(crate) fn grant(&self, record: &Record, asked: Asked, now: NumericDate) -> Result<Grant, Denied> {
         let mut keyring = Keyring::default();
         let (mut active, mut pending) = (None, None);
         for sealed in &record.keys {
@@ -234,7 +271,7 @@ impl Granter {
                 KeyState::Grace | KeyState::Retired => {}
             }
         }
-        let version = key.or(active);
+        let version = asked.key.or(active);
         let Some(signer) = version.and_then(|version| keyring.find(version, now)).cloned() else {
             let detail = match version {
                 Some(version) => format!("key version {version} is none of this device's that hold"),
@@ -242,7 +279,19 @@ impl Granter {
             };
             return Err(Denied::new(Problem::KeyUnknown, detail));
         };
-        let Rules { policy, limits, .. } = self.rules(record)?;
+        let Rules { policy, limits, late, .. } = self.rules(record)?;
+        let certificate = &record.certificate;
+        let ended = clock::numeric(certificate.not_after);
+        let is_late = now >= ended;
+        let mut grace_ends = certificate.valid_until.map(clock::numeric);
+        if is_late {
+            let until = (ended.as_duration().saturating_add(late)).min(now.as_duration() + LATE_SESSION);
+            let until = NumericDate::since_epoch(until);
+            grace_ends = Some(grace_ends.map_or(until, |ends| ends.min(until)));
+        }
+        // One that is late, that an operator wants renewed or whose successor is somewhere else: at once.
+        let at_once =
+            is_late || certificate.rotate_by.is_some() || certificate.status != CertificateStatus::Active;
         Ok(Grant {
             device: record.device.clone(),
             fleet: record.fleet.clone(),
@@ -250,10 +299,10 @@ impl Granter {
             signer,
             policy,
             limits,
-            certificate_expires: clock::numeric(record.certificate.not_after),
-            grace_ends: record.certificate.valid_until.map(clock::numeric),
-            renew_from: None,
-            late: false,
+            certificate_expires: ended,
+            grace_ends,
+            renew_from: Some(if at_once { now } else { asked.asks_from }),
+            late: is_late,
             pending,
         })
     }
@@ -284,6 +333,7 @@ impl Granter {
         let rules = Rules {
             texts: texts.map(Arc::clone),
             policy: Arc::new(policy),
+            late: limits.renew_after_expiry.map_or(self.late, |seconds| Duration::from_secs(seconds.into())),
             limits: limits.over(self.limits),
         };
         known.insert(fleet.clone(), rules.clone());

@@ -13,6 +13,7 @@ pub mod entropy;
 pub mod gateway;
 pub mod home;
 mod identity;
+pub mod issuer;
 pub mod metrics;
 pub mod registry;
 mod route;

@@ -14,6 +14,7 @@ mod certificates;
 mod gateways;
 mod messages;
 mod record;
+pub mod renewals;
 mod shared;
 mod url;
 
@@ -337,7 +338,7 @@ pub struct News {
 /// A wrong answer is worse than none: an implementation that does not know says so with an error. A `None` from
 /// [`Registry::look_up`] means that the registry was read and has no such row.
 #[async_trait]
-pub trait Registry: Send + Sync + 'static {
+pub trait Registry: renewals::Renewals + Send + Sync + 'static {
     /// Where it is, without a password: what is known of one registry is worth nothing at another.
     fn place(&self) -> &str;
 

@@ -15,7 +15,7 @@ use x509_parser::oid_registry::{
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
-use crate::identity::{common_names, printable};
+use crate::identity::{Fingerprint, common_names, printable};
 
 /// The largest request that is read; a P-256 request is 300 to 1,000 bytes.
 pub const MAX_CSR_BYTES: usize = 64 * 1024;
@@ -74,6 +74,12 @@ pub enum CsrError {
 }
 
 impl Request {
+    /// SHA-256 of the key: what tells two requests apart.
+    #[must_use]
+    pub fn key_fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.point)
+    }
+
     /// Reads and verifies a request of `device`, in PEM or DER.
     ///
     /// # Errors

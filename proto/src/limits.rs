@@ -47,6 +47,10 @@ pub struct FleetLimits {
     /// The longest message in bytes, at least 1,024. A gateway's own is never exceeded: its buffers are made for that.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub message_bytes: Option<usize>,
+    /// How long after its end a certificate may still renew itself, in seconds, up to a year. No limit of a session's: it
+    /// opens one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub renew_after_expiry: Option<u32>,
 }
 
 /// What is wrong with a fleet's limits.
@@ -96,7 +100,9 @@ impl FleetLimits {
         let bytes = self.message_bytes.map(|bytes| bytes as u64);
         range("rate_per_second", self.rate_per_second.map(u64::from), 1, 1_000_000, "1 to 1000000")?;
         range("rate_burst", self.rate_burst.map(u64::from), 1, 1_000_000, "1 to 1000000")?;
-        range("message_bytes", bytes, 1024, 16 << 20, "1024 to 16777216")
+        range("message_bytes", bytes, 1024, 16 << 20, "1024 to 16777216")?;
+        let late = self.renew_after_expiry.map(u64::from);
+        range("renew_after_expiry", late, 0, 365 * 86_400, "0 to 31536000 seconds")
     }
 
     /// A gateway's limits, for a device of this fleet.
@@ -183,6 +189,7 @@ mod tests {
             r#"{"rate_per_second":0}"#,
             r#"{"rate_burst":1000001}"#,
             r#"{"message_bytes":1023}"#,
+            r#"{"renew_after_expiry":31536001}"#,
             r#"{"rate_burst":"1"}"#,
             r#"{"rate_burst":1,"rate_burst":2}"#,
         ] {

@@ -1,5 +1,6 @@
 //! How a command fails: an exit code, what and why in one line, then what to do about it.
 
+use std::fmt;
 use std::process::ExitCode;
 
 use crate::config::ConfigError;
@@ -22,6 +23,12 @@ pub(super) struct Failure {
     next: Option<String>,
     /// It was done all the same: these words come first.
     done: bool,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
 }
 
 impl Failure {

@@ -62,12 +62,28 @@ pub(super) enum Fleet {
         /// The longest message in bytes; no more than the gateway's limits.message_bytes
         #[arg(long, value_name = "N")]
         message_bytes: Option<Limit<usize>>,
+        /// How long after its end a certificate may still renew itself, as 90d; 0s: not at all
+        #[arg(long, value_name = "DUR", value_parser = late)]
+        renew_after_expiry: Option<Limit<Late>>,
         #[command(flatten)]
         wait: Wait,
     },
 }
 
-/// A number, or the gateway's own.
+/// A length of time, in whole seconds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Late(u32);
+
+fn late(text: &str) -> Result<Limit<Late>, String> {
+    if text == "default" {
+        return Ok(Limit::Default);
+    }
+    let span = humantime::parse_duration(text).ok().and_then(|span| u32::try_from(span.as_secs()).ok());
+    span.map(|seconds| Limit::Is(Late(seconds)))
+        .ok_or_else(|| "a length of time like 90d is needed, or 'default'".to_owned())
+}
+
+/// A value, or the gateway's own.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Limit<T> {
     Default,
@@ -116,7 +132,7 @@ impl Fleet {
                 let json = shared.json.then(|| json!({ "fleet": id, "changed": changed }));
                 receipt::finish(&*registry, &acted, None, wait, &format!("fleet '{id}' {words}"), json).await
             }
-            Self::Limits { id, rate, burst, message_bytes, wait } => {
+            Self::Limits { id, rate, burst, message_bytes, renew_after_expiry, wait } => {
                 let registry = shared.registry().await?;
                 let fleet = find(&*registry, id).await?;
                 // What cannot be read is set anew.
@@ -124,7 +140,11 @@ impl Fleet {
                 Limit::set(*rate, &mut limits.rate_per_second);
                 Limit::set(*burst, &mut limits.rate_burst);
                 Limit::set(*message_bytes, &mut limits.message_bytes);
-                if rate.is_none() && burst.is_none() && message_bytes.is_none() {
+                let mut late = limits.renew_after_expiry.map(Late);
+                Limit::set(*renew_after_expiry, &mut late);
+                limits.renew_after_expiry = late.map(|Late(seconds)| seconds);
+                let none = rate.is_none() && burst.is_none() && message_bytes.is_none();
+                if none && renew_after_expiry.is_none() {
                     return show_limits(shared, &fleet);
                 }
                 limits.check().map_err(|error| Failure::usage(error.to_string()))?;
@@ -192,13 +212,17 @@ fn show_limits(shared: &Shared, fleet: &registry::Fleet) -> Outcome {
 fn limits_in_words(text: &str) -> String {
     match FleetLimits::parse(text) {
         Ok(limits) if limits == FleetLimits::default() => "as each gateway is configured".to_owned(),
-        Ok(FleetLimits { rate_per_second, rate_burst, message_bytes }) => {
+        Ok(FleetLimits { rate_per_second, rate_burst, message_bytes, renew_after_expiry }) => {
             let say = |what: &str, value: Option<u64>| value.map(|value| format!("{what} {value}"));
             let bytes = message_bytes.map(|bytes| bytes as u64);
             [
                 say("rate", rate_per_second.map(u64::from)),
                 say("burst", rate_burst.map(u64::from)),
                 say("message bytes", bytes),
+                renew_after_expiry.map(|seconds| {
+                    let span = std::time::Duration::from_secs(seconds.into());
+                    format!("renewals up to {} after expiry", humantime::format_duration(span))
+                }),
             ]
             .into_iter()
             .flatten()

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -16,7 +17,8 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::failure::{Failure, Outcome};
-use super::{Shared, issue, output};
+use super::{Shared, issue, issuer, output};
+use crate::config::Config;
 use crate::home::{self, Home, SECRET};
 use crate::registry::{self, Access, DeviceFilter, GatewayStatus, KeyState, Registry, RegistryError};
 use crate::{clock, gateway};
@@ -81,6 +83,7 @@ async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
     gateway::check_entropy()?;
     raise_file_limit(config.limits.connections);
     let drain = config.gateway.drain.0;
+    let beside = issuer::has_key(&home).then(|| (config.clone(), Arc::clone(&registry)));
     let gateway = gateway::Gateway::new(config, home, registry, master).await?;
 
     // Signals first: one that comes from now on drains instead of killing.
@@ -91,8 +94,10 @@ async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
     let local = listener.local_addr()?;
 
     let shutdown = CancellationToken::new();
-    let mut serving =
-        tokio::spawn(gateway::serve(std::sync::Arc::clone(&gateway), listener, shutdown.clone()));
+    if let Some((config, registry)) = beside {
+        issue_beside(shared, &config, registry, &gateway, shutdown.clone());
+    }
+    let mut serving = tokio::spawn(gateway::serve(Arc::clone(&gateway), listener, shutdown.clone()));
     let mut listening = false;
     loop {
         tokio::select! {
@@ -128,6 +133,30 @@ async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
             }
         }
     }
+}
+
+/// A home that has the issuing key answers its devices' requests itself. That it cannot keeps nobody out.
+fn issue_beside(
+    shared: &Shared,
+    config: &Config,
+    registry: Arc<dyn Registry>,
+    gateway: &gateway::Gateway,
+    stop: CancellationToken,
+) {
+    let mut signer = issuer::signer(shared);
+    match signer() {
+        Ok(authority) => info!(key = authority.key_id(), "this gateway signs what its devices ask for"),
+        Err(reason) => {
+            warn!(%reason, "this gateway has an issuing key that it cannot use; certificates are renewed by 'doorward issuer run' alone");
+            return;
+        }
+    }
+    let issuer = issuer::of(signer, registry, config, gateway.issue_now());
+    tokio::spawn(async move {
+        if let Err(error) = issuer.run(stop).await {
+            warn!(%error, "this gateway has an issuing key, but its database role may not record certificates; run 'doorward issuer run' as doorward_issuer");
+        }
+    });
 }
 
 async fn remove(shared: &Shared, name: &str) -> Outcome {

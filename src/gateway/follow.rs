@@ -17,7 +17,7 @@ use super::confirm::{Effect, Effects};
 use super::mailbox::Ending;
 use super::sessions::Handle;
 use crate::clock;
-use crate::identity;
+use crate::identity::{self, Asked};
 use crate::registry::cache::{Entry, Forgotten, Known};
 use crate::registry::{
     Applied, Change, Enrolment, News, Position, QUERY_DEADLINE, Record, RegistryError, SchemaError,
@@ -282,7 +282,10 @@ impl Follower {
     fn act(&mut self, change: Change, since: Duration, began: Moment) {
         let gateway = Arc::clone(&self.gateway);
         match change {
-            Change::Device(device) => self.mark(gateway.sessions.device_changed(&device), since),
+            Change::Device(device) => {
+                gateway.renewals.changed(&device);
+                self.mark(gateway.sessions.device_changed(&device), since);
+            }
             Change::Fleet(fleet) => self.mark(gateway.sessions.fleet_changed(&fleet), since),
             Change::Takeover { device, session, peer } => {
                 // Unlike the others it says nothing new to an admission.
@@ -453,8 +456,12 @@ fn judge_again(
         Ok(Some(mut record)) => {
             record.end_by(handle.certificate_ends);
             handle.moved_to(&record.fleet);
-            let judged = identity::judge_record(&record, now)
-                .and_then(|()| gateway.granter.grant(&record, handle.key, now))
+            let asked = Asked { key: handle.key, asks_from: handle.asks_from };
+            let judged = gateway
+                .granter
+                .lateness(&record)
+                .and_then(|late| identity::judge_record(&record, now, late))
+                .and_then(|()| gateway.granter.grant(&record, asked, now))
                 .map_err(|denied| denied.problem.close())?;
             gateway.cache.put(&handle.certificate, Entry::of(&record));
             Ok(judged)

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use doorward_proto::close::Close;
 use doorward_proto::downlink::Message;
 use doorward_proto::session::{Grant, Receipt};
+use doorward_proto::time::NumericDate;
+use doorward_proto::verdict::Refusal;
 use tokio::sync::Notify;
 
 use crate::sink::Stored;
@@ -36,8 +38,18 @@ pub(crate) struct Mail {
     pub(crate) outcomes: Vec<Outcome>,
     /// What the device may do now: only the newest word counts.
     pub(crate) grant: Option<Box<Grant>>,
+    /// What has become of its `renew`: one at a time.
+    pub(crate) renewal: Option<Box<Renewed>>,
     /// The session ends. The first reason stands.
     pub(crate) close: Option<Ending>,
+}
+
+/// The answer to a `renew`, by its `seq`.
+#[derive(Debug)]
+pub(crate) struct Renewed {
+    pub(crate) reference: u64,
+    /// The chain, PEM, and the leaf's end; or the refusal, in words too, and when to ask again.
+    pub(crate) answer: Result<(String, NumericDate), (Refusal, String, Option<u64>)>,
 }
 
 /// How a session ends.
@@ -120,6 +132,12 @@ impl Mailbox {
     /// What the device may do now.
     pub(crate) fn put_grant(&self, grant: Grant) {
         self.lock().mail.grant = Some(Box::new(grant));
+        self.wake();
+    }
+
+    /// The answer to its `renew`.
+    pub(crate) fn put_renewal(&self, renewed: Renewed) {
+        self.lock().mail.renewal = Some(Box::new(renewed));
         self.wake();
     }
 

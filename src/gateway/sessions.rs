@@ -15,6 +15,7 @@ use std::time::Duration;
 use doorward_pki::identity::Fingerprint;
 use doorward_proto::close::Close;
 use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
+use doorward_proto::time::NumericDate;
 use tokio::sync::Notify;
 
 use super::mailbox::{Ending, Mailbox};
@@ -38,6 +39,8 @@ pub(crate) struct Handle {
     pub(crate) certificate: Fingerprint,
     /// When that ends, as it says itself.
     pub(crate) certificate_ends: time::OffsetDateTime,
+    /// When the gateway begins to ask for its renewal by itself.
+    pub(crate) asks_from: NumericDate,
     /// That was renewed from one that is active still.
     pub(crate) supersedes: bool,
     /// The key version that the gateway was asked to sign with.
@@ -70,6 +73,7 @@ impl Handle {
             peer,
             certificate,
             certificate_ends: time::OffsetDateTime::UNIX_EPOCH,
+            asks_from: NumericDate::default(),
             supersedes: false,
             key: None,
             mailbox: Mailbox::default(),

@@ -10,6 +10,7 @@ mod feed;
 mod fleets;
 mod gateways;
 mod keys;
+mod renewals;
 mod roles;
 mod rows;
 mod schema;

@@ -111,6 +111,8 @@ pub struct Standing {
     pub reason: Option<String>,
     /// It was renewed from one that is active still: its first proven session begins that one's grace.
     pub supersedes: bool,
+    /// Until when an operator wants it renewed, if one does.
+    pub rotate_by: Option<OffsetDateTime>,
 }
 
 /// Everything that admission and a live session need to know of a device, by one of its certificates.

@@ -12,6 +12,7 @@ mod feed;
 mod fleets;
 mod gateways;
 mod keys;
+mod renewals;
 mod rows;
 mod schema;
 mod store;

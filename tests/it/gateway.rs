@@ -11,6 +11,7 @@ mod hooked;
 mod midway;
 mod outage;
 mod rekey;
+mod renew;
 mod session;
 mod storage;
 mod subscriptions;

@@ -9,6 +9,7 @@ mod making_roles;
 mod own_row;
 mod pooler;
 mod postgres;
+mod renewals;
 mod roles;
 mod schema;
 mod sqlite;

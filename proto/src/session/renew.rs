@@ -46,9 +46,10 @@ impl Session {
         }
     }
 
-    /// When [`Session::tick`] has to ask: not before the session is proven, and once for each end of the certificate.
+    /// When [`Session::tick`] has to ask: not before the session is proven, and again only where less time is left.
     pub(super) fn asks_at(&self) -> Option<NumericDate> {
-        let asked = self.asked == Some(self.grant.certificate_end().0);
+        let end = self.grant.certificate_end().0;
+        let asked = self.asked.is_some_and(|by| by <= end);
         self.grant.renew_from.filter(|_| self.proven && !asked)
     }
 

@@ -41,6 +41,8 @@ struct Certificate {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     reason: Option<String>,
     supersedes: bool,
+    #[serde(with = "time::serde::timestamp::milliseconds::option", default)]
+    rotate_by: Option<OffsetDateTime>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -72,6 +74,7 @@ impl Entry {
                 valid_until: standing.valid_until,
                 reason: standing.reason,
                 supersedes: standing.supersedes,
+                rotate_by: standing.rotate_by,
             },
             keys: record.keys.iter().map(key).collect(),
         };
@@ -109,6 +112,7 @@ impl Entry {
                 valid_until: certificate.valid_until,
                 reason: certificate.reason,
                 supersedes: certificate.supersedes,
+                rotate_by: certificate.rotate_by,
             },
             keys: keys.collect::<Option<_>>()?,
             policy: Arc::clone(&self.policy),

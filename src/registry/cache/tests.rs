@@ -20,6 +20,7 @@ fn record(device: &str, fleet: &str) -> Record {
             valid_until: Some(datetime!(2027-05-01 12:00:00.125 UTC)),
             reason: None,
             supersedes: true,
+            rotate_by: Some(datetime!(2027-05-02 12:00 UTC)),
         },
         keys: vec![SealedKey {
             version: KeyVersion::FIRST,
@@ -188,6 +189,10 @@ async fn of_another_registry_of_another_layout_or_broken_it_is_made_anew() {
     }
     for text in ["", "no database", &"x".repeat(10_000)] {
         filled().await;
+        // What a log beside it still holds would mend it.
+        for log in ["-wal", "-shm"] {
+            let _ = std::fs::remove_file(folder.path().join(format!("{NAME}{log}")));
+        }
         std::fs::write(&path, text).unwrap();
         let cache = open(folder.path()).await;
         assert_eq!((cache.known().await, cache.find(&of("a")).await), (None, None));

@@ -16,7 +16,7 @@ pub(super) async fn look_up(registry: &Postgres, certificates: &[Fingerprint]) -
                 c.fingerprint, c.not_after, c.status, c.valid_until, c.reason,
                 EXISTS (
                     SELECT 1 FROM certificates AS p WHERE p.fingerprint = c.renewed_from AND p.status = 'active'
-                ) AS supersedes, k.version, k.sealed, k.state, k.grace_until,
+                ) AS supersedes, c.rotate_by, k.version, k.sealed, k.state, k.grace_until,
                 k.grace_seconds
          FROM certificates c
          JOIN devices d ON d.id = c.device

@@ -37,6 +37,7 @@ pub(super) fn record(row: &PgRow) -> Result<Record> {
             valid_until: get(row, "valid_until")?,
             reason: get(row, "reason")?,
             supersedes: get(row, "supersedes")?,
+            rotate_by: get(row, "rotate_by")?,
         },
         keys: Vec::new(),
         policy: Arc::from(get::<&str>(row, "policy")?),

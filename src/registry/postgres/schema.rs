@@ -17,6 +17,7 @@ fn migrations() -> Migrator {
         ("limits", include_str!("../../../migrations/postgres/0006_limits.sql")),
         ("crl", include_str!("../../../migrations/postgres/0007_crl.sql")),
         ("rotation", include_str!("../../../migrations/postgres/0008_rotation.sql")),
+        ("renewals", include_str!("../../../migrations/postgres/0009_renewals.sql")),
     ]);
     migrator.create_schema("doorward");
     migrator

@@ -69,6 +69,7 @@ pub(super) fn record(row: &SqliteRow) -> Result<Record> {
             valid_until: maybe_moment(row, "valid_until")?,
             reason: get(row, "reason")?,
             supersedes: get(row, "supersedes")?,
+            rotate_by: maybe_moment(row, "rotate_by")?,
         },
         keys: Vec::new(),
         policy: Arc::from(get::<&str>(row, "policy")?),

@@ -274,8 +274,18 @@ pub(super) async fn prune_history(
     .await
     .map_err(error::read)?
     .rows_affected();
+    let requests = sqlx::query(
+        "DELETE FROM requests WHERE id IN (
+             SELECT id FROM requests WHERE asked < ?1 AND expires < strftime('%Y-%m-%dT%H:%M:%fZ', 'now') ORDER BY asked LIMIT ?2)",
+    )
+    .bind(&before)
+    .bind(i64::from(limit).saturating_sub_unsigned(changes + events))
+    .execute(&mut *transaction)
+    .await
+    .map_err(error::read)?
+    .rows_affected();
     phase.commit(transaction).await.map_err(error::commit)?;
-    Ok(changes + events)
+    Ok(changes + events + requests)
 }
 
 pub(super) async fn messages(registry: &Sqlite, filter: &MessageFilter) -> Result<Vec<StoredMessage>> {

@@ -1,11 +1,13 @@
 //! A registry that a test can hold up, make fail and watch; everything else it hands on.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use doorward::config::Config;
+use doorward::registry::renewals::{Decision, NewRequest, Renewals, Requested, WaitingRequest};
 use doorward::registry::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
     DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark,
@@ -302,5 +304,24 @@ impl Registry for Hooked {
     }
     async fn excess_rights(&self) -> Result<Option<String>> {
         self.asked()?.excess_rights().await
+    }
+}
+
+#[async_trait]
+impl Renewals for Hooked {
+    async fn request_renewals(&self, requests: &[NewRequest]) -> Result<Vec<Requested>> {
+        self.asked()?.request_renewals(requests).await
+    }
+
+    async fn requested(&self, ids: &[i64]) -> Result<HashMap<i64, Requested>> {
+        self.asked()?.requested(ids).await
+    }
+
+    async fn waiting_requests(&self, limit: u32) -> Result<Vec<WaitingRequest>> {
+        self.asked()?.waiting_requests(limit).await
+    }
+
+    async fn decide_requests(&self, decisions: &[(i64, Decision)]) -> Result<Vec<Option<String>>> {
+        self.asked()?.decide_requests(decisions).await
     }
 }

@@ -196,8 +196,10 @@ async fn a_certificate_takes_the_place_of_the_one_it_was_renewed_from(db: Databa
     let left = old.valid_until.unwrap() - doorward::clock::utc();
     assert!((3500..=3600).contains(&left.whole_seconds()), "{left}");
     device.hello().await;
-    // In its grace it still opens the door.
-    drop(Device::prove(&house, &first).await);
+    // In its grace it still opens the door, and its device is asked to renew.
+    let mut old = Device::connect(&house, &first).await;
+    old.say(json!({ "op": "hello" })).await;
+    old.expect("rotate").await;
 
     // Two renewals, of which one was never used: the newest one's proof supersedes all before it.
     let third = renew(&house, &second, GRACE).await;

@@ -284,10 +284,14 @@ impl Device {
         }
     }
 
-    /// Reads acks until one covers `seq`.
+    /// Reads acks until one covers `seq`. That its certificate grows old it may be told meanwhile.
     pub(crate) async fn acked(&mut self, seq: u64) {
         loop {
-            let ack = self.expect("ack").await;
+            let ack = match self.next().await {
+                Heard::Message(message) if message["op"] == "rotate" => continue,
+                Heard::Message(message) if message["op"] == "ack" => message,
+                other => panic!("expected 'ack', and this came: {other:?}"),
+            };
             if ranges(&ack).iter().any(|(first, last)| (*first..=*last).contains(&seq)) {
                 return;
             }

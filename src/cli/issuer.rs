@@ -1,0 +1,120 @@
+//! `issuer run`: the issuing key on a host of its own, and the issuer beside a gateway.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use clap::Subcommand;
+use doorward_pki::Authority;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::failure::{Failure, Outcome};
+use super::gateway::start_log;
+use super::{Shared, issue, output};
+use crate::gateway;
+use crate::home::Home;
+use crate::issuer::{self, Signer};
+use crate::registry::{self, Access, Registry, RegistryError};
+
+#[derive(Subcommand, Debug)]
+pub(super) enum Issuer {
+    /// Answer the requests for certificates that gateways put into the registry, in the foreground
+    #[command(after_help = "Example:\n  doorward issuer run --home issuer-home\n\n\
+        It needs pki/issuing.crt and pki/issuing.key in its home, and the rights of doorward_issuer in Postgres.\n\
+        A gateway that has the issuing key in its own home answers requests by itself.")]
+    Run,
+}
+
+impl Issuer {
+    pub(super) async fn run(&self, shared: &Shared) -> Outcome {
+        match self {
+            Self::Run => run(shared).await,
+        }
+    }
+}
+
+async fn run(shared: &Shared) -> Outcome {
+    start_log()?;
+    let config = shared.config()?;
+    gateway::check_entropy()?;
+    let mut signer = signer(shared);
+    let authority = signer().map_err(Failure::new)?;
+    let url = shared.database_url(&config)?;
+    let registry =
+        registry::connect(&url, Access::Existing).map_err(|error| Failure::registry_at(&url, error))?;
+    match registry.check_schema().await {
+        // It waits for its registry as a gateway does.
+        Ok(()) | Err(RegistryError::Unavailable(_)) => {}
+        Err(error) => return Err(Failure::registry_at(&url, error)),
+    }
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut issuing = tokio::spawn(of(signer, registry, &config, Arc::default()).run(stop.clone()));
+    output::say(format!(
+        "issuing by the CA with key {} until {}",
+        authority.key_id(),
+        output::time(authority.not_after())
+    ));
+    loop {
+        tokio::select! {
+            ended = &mut issuing => {
+                return match ended {
+                    Ok(result) => result.map_err(|error| Failure::registry_at(&url, error)),
+                    Err(error) => Err(Failure::new(format!("the issuer has failed: {error}"))),
+                };
+            }
+            _ = terminate.recv() => stop.cancel(),
+            _ = interrupt.recv() => stop.cancel(),
+        }
+    }
+}
+
+/// An issuer of this configuration.
+pub(super) fn of(
+    signer: Signer,
+    registry: Arc<dyn Registry>,
+    config: &crate::config::Config,
+    news: Arc<Notify>,
+) -> issuer::Issuer {
+    issuer::Issuer { registry, signer, rules: config.certificates.clone(), news }
+}
+
+/// The home's issuing CA: read again when its files are others, so that it may be replaced under a running issuer.
+pub(super) fn signer(shared: &Shared) -> Signer {
+    let shared = shared.clone();
+    let mut known: Option<([Option<Stamp>; 2], Arc<Authority>)> = None;
+    Box::new(move || {
+        let home = shared.home();
+        let stamps = files(&home).map(|path| stamp(&path));
+        if let Some((of, authority)) = &known
+            && *of == stamps
+        {
+            return Ok(Arc::clone(authority));
+        }
+        let authority = issue::authority(&home, "issuing", &shared).map_err(|failure| failure.to_string())?;
+        let authority = Arc::new(authority);
+        known = Some((stamps, Arc::clone(&authority)));
+        Ok(authority)
+    })
+}
+
+/// Whether this home could sign.
+pub(super) fn has_key(home: &Home) -> bool {
+    let [_, key] = files(home);
+    key.exists()
+}
+
+fn files(home: &Home) -> [std::path::PathBuf; 2] {
+    ["issuing.crt", "issuing.key"].map(|name| home.pki(name))
+}
+
+type Stamp = (u64, u64, Option<SystemTime>);
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let metadata = path.metadata().ok()?;
+    Some((metadata.ino(), metadata.len(), metadata.modified().ok()))
+}

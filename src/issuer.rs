@@ -1,0 +1,207 @@
+//! Who signs. An issuer takes the requests that gateways have put into the registry, judges each against its device's
+//! record, and signs: beside a gateway that has the issuing key in its home, or on a host of its own
+//! (`doorward issuer run`). A gateway without the key can neither sign nor be made to.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use doorward_pki::{Authority, IssueError, Leaf, Request, Serial};
+use doorward_proto::limits::FleetLimits;
+use rcgen::PublicKeyData as _;
+use time::OffsetDateTime;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::config::CertificatesSection;
+use crate::registry::renewals::{Decision, WaitingRequest};
+use crate::registry::{CertificateStatus, DeviceStatus, NewCertificate, Registry, RegistryError};
+use crate::{clock, entropy};
+
+/// Requests that are answered in one transaction.
+const AT_ONCE: u32 = 64;
+/// Requests of other gateways wait at most so long to be seen.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Between tries while the registry does not answer or nothing can be signed; the longest, too.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// The CA that signs now: asked before each batch, since an operator may replace it. The error is in words.
+pub type Signer = Box<dyn FnMut() -> Result<Arc<Authority>, String> + Send>;
+
+/// An issuer at work.
+pub struct Issuer {
+    /// Where the requests are.
+    pub registry: Arc<dyn Registry>,
+    /// What signs.
+    pub signer: Signer,
+    /// What a certificate is like.
+    pub rules: CertificatesSection,
+    /// Told when there may be a request.
+    pub news: Arc<Notify>,
+}
+
+/// Why a look at the requests came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum IssuerError {
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The CA, or the operating system's random bytes.
+    #[error("nothing can be signed: {0}")]
+    Signer(String),
+}
+
+impl Issuer {
+    /// Answers requests until it is stopped. Failures are said once, and tried again.
+    ///
+    /// # Errors
+    /// [`RegistryError::Forbidden`] where the database role may not record certificates: another try would change nothing.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), RegistryError> {
+        let mut wait = Duration::ZERO;
+        let mut said: Option<String> = None;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = self.news.notified(), if wait <= LOOK_EVERY => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+            match self.answer().await {
+                Ok(answered) => {
+                    if said.take().is_some() {
+                        info!("requests for certificates are answered again");
+                    }
+                    wait = if answered { Duration::ZERO } else { LOOK_EVERY };
+                }
+                Err(IssuerError::Registry(error @ RegistryError::Forbidden(_))) => return Err(error),
+                Err(error) => {
+                    let words = error.to_string();
+                    if said.as_ref() != Some(&words) {
+                        warn!(%error, "requests for certificates wait");
+                        said = Some(words);
+                    }
+                    wait = (wait * 2).clamp(RETRY.0, RETRY.1);
+                }
+            }
+        }
+    }
+
+    /// Answers the oldest requests; whether there was one.
+    ///
+    /// # Errors
+    /// [`IssuerError`]: the requests wait on.
+    pub async fn answer(&mut self) -> Result<bool, IssuerError> {
+        let requests = self.registry.waiting_requests(AT_ONCE).await?;
+        if requests.is_empty() {
+            return Ok(false);
+        }
+        let authority = (self.signer)().map_err(IssuerError::Signer)?;
+        let rules = self.rules.clone();
+        // Some hundred signatures: not on a thread that others wait for.
+        let judged = tokio::task::spawn_blocking(move || {
+            let decide = |request: &WaitingRequest| Ok((request.id, decide(request, &authority, &rules)?));
+            let decisions: Result<Vec<_>, IssuerError> = requests.iter().map(decide).collect();
+            decisions.map(|decisions| (requests, decisions))
+        });
+        let (requests, decisions) =
+            judged.await.map_err(|error| IssuerError::Signer(error.to_string()))??;
+        let outcomes = self.registry.decide_requests(&decisions).await?;
+        let mut impossible = Vec::new();
+        for ((request, (id, decision)), outcome) in requests.iter().zip(&decisions).zip(outcomes) {
+            let (device, gateway) = (&request.device, &request.gateway);
+            match (decision, outcome) {
+                (Decision::Issue { certificate, .. }, None) => {
+                    info!(%device, %gateway, request = id, serial = %certificate.serial, expires = %certificate.not_after, "certificate issued");
+                }
+                (Decision::Refuse(why), None) => {
+                    warn!(%device, %gateway, request = id, %why, "request for a certificate refused");
+                }
+                (Decision::Issue { .. }, Some(why)) => impossible.push((*id, Decision::Refuse(why))),
+                // Answered by another issuer, or asked anew.
+                (Decision::Refuse(_), Some(_)) => {}
+            }
+        }
+        if !impossible.is_empty() {
+            // What has changed since it was judged: said to the device, or it would be judged for ever.
+            self.registry.decide_requests(&impossible).await?;
+        }
+        Ok(true)
+    }
+}
+
+/// Judges a request, and signs.
+fn decide(
+    request: &WaitingRequest,
+    authority: &Authority,
+    rules: &CertificatesSection,
+) -> Result<Decision, IssuerError> {
+    let now = clock::utc();
+    let csr = match judge(request, rules.renew_after_expiry.0, now) {
+        Ok(csr) => csr,
+        Err(why) => return Ok(Decision::Refuse(why)),
+    };
+    let serial = entropy::random().map_err(|error| IssuerError::Signer(error.to_string()))?;
+    let lifetime = time::Duration::try_from(rules.lifetime.0).unwrap_or(time::Duration::days(365));
+    let issued = authority.issue_device(&request.device, &csr, Serial::from_random(serial), now, lifetime);
+    match issued {
+        Ok(certificate) => Ok(Decision::Issue {
+            chain: authority.certificate_pem().into(),
+            grace: rules.grace.0,
+            certificate: Box::new(NewCertificate {
+                fingerprint: certificate.fingerprint,
+                serial: certificate.serial.to_string(),
+                issuer: authority.key_id().to_owned(),
+                der: certificate.der,
+                not_before: certificate.not_before,
+                not_after: certificate.not_after,
+            }),
+        }),
+        // The device's own doing; whatever else it is, another request would fare no better.
+        Err(error @ IssueError::KeyKind(_)) => Ok(Decision::Refuse(error.to_string())),
+        Err(error) => {
+            error!(%error, "the issuing CA cannot sign");
+            Err(IssuerError::Signer(error.to_string()))
+        }
+    }
+}
+
+/// What the registry's record says to a request; the refusal is for the device and the operator.
+fn judge(request: &WaitingRequest, late: Duration, now: OffsetDateTime) -> Result<Request, String> {
+    let device = &request.device;
+    match request.status {
+        DeviceStatus::Active => {}
+        DeviceStatus::Suspended => return Err(format!("device '{device}' is suspended")),
+        DeviceStatus::Revoked => return Err(format!("device '{device}' is revoked")),
+    }
+    let (status, valid_until, not_after) = request.renews;
+    let holds = match status {
+        CertificateStatus::Active => true,
+        CertificateStatus::Superseded => valid_until.is_some_and(|until| until > now),
+        CertificateStatus::Revoked => false,
+    };
+    if !holds {
+        return Err("the certificate that it renews does not hold any more".to_owned());
+    }
+    let limits = FleetLimits::parse(&request.limits)
+        .map_err(|error| format!("the limits of fleet '{}' cannot be read: {error}", request.fleet))?;
+    let late = limits.renew_after_expiry.map_or(late, |seconds| Duration::from_secs(seconds.into()));
+    if now >= not_after.saturating_add(time::Duration::try_from(late).unwrap_or(time::Duration::ZERO)) {
+        return Err(format!("the certificate that it renews expired on {not_after}"));
+    }
+    let csr = Request::parse(&request.csr, device).map_err(|error| error.to_string())?;
+    let used: HashSet<Vec<u8>> = request
+        .certificates
+        .iter()
+        .filter_map(|der| Leaf::parse(der).ok())
+        .map(|leaf| leaf.public_key().to_vec())
+        .collect();
+    if used.contains(csr.der_bytes()) {
+        return Err(
+            "its key is that of a certificate that the device has had already; make a new one".to_owned()
+        );
+    }
+    Ok(csr)
+}
+
+#[cfg(test)]
+mod tests;

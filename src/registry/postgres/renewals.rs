@@ -1,0 +1,193 @@
+//! Requests for certificates. What they come to is decided by the functions of the ninth migration.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+
+use super::super::renewals::{Decision, NewRequest, REQUEST_HOLDS, Renewals, Requested, WaitingRequest};
+use super::super::shared::{Phase, clean, device_id, fleet_id, unreadable, within};
+use super::super::{
+    CertificateStatus, DeviceStatus, OPERATOR_DEADLINE, QUERY_DEADLINE, RegistryError, Result,
+};
+use super::{Postgres, audit, error, rows};
+
+/// The newest certificates of a device are looked at for a key that comes again.
+const NEWEST: i64 = 32;
+
+#[async_trait]
+impl Renewals for Postgres {
+    async fn request_renewals(&self, requests: &[NewRequest]) -> Result<Vec<Requested>> {
+        let phase = Phase::default();
+        phase.within(QUERY_DEADLINE, request(self, &phase, requests)).await
+    }
+
+    async fn requested(&self, ids: &[i64]) -> Result<HashMap<i64, Requested>> {
+        within(QUERY_DEADLINE, requested(self, ids)).await
+    }
+
+    async fn waiting_requests(&self, limit: u32) -> Result<Vec<WaitingRequest>> {
+        within(OPERATOR_DEADLINE, waiting(self, limit)).await
+    }
+
+    async fn decide_requests(&self, decisions: &[(i64, Decision)]) -> Result<Vec<Option<String>>> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, decide(self, &phase, decisions)).await
+    }
+}
+
+async fn request(registry: &Postgres, phase: &Phase, requests: &[NewRequest]) -> Result<Vec<Requested>> {
+    let mut connection = registry.gateway().await?;
+    let mut transaction = audit::begin(registry, &mut connection).await?;
+    // Each device is locked: in one order, so that two gateways wait for each other and never deadlock.
+    let found = sqlx::query(
+        "SELECT q.place, r.id, r.state, r.reason
+         FROM (
+             SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[]) WITH ORDINALITY
+                 AS q (certificate, public_key, csr, gateway, place)
+             ORDER BY (SELECT c.device FROM certificates c WHERE c.fingerprint = q.certificate), place
+         ) AS q
+         CROSS JOIN LATERAL request_renewal(q.certificate, q.public_key, q.csr, q.gateway, make_interval(secs => $5)) AS r",
+    )
+    .bind(requests.iter().map(|request| request.certificate.to_string()).collect::<Vec<_>>())
+    .bind(requests.iter().map(|request| request.public_key.as_str()).collect::<Vec<_>>())
+    .bind(requests.iter().map(|request| request.csr.as_slice()).collect::<Vec<_>>())
+    .bind(requests.iter().map(|request| clean(&request.gateway)).collect::<Vec<_>>())
+    .bind(REQUEST_HOLDS.as_secs_f64())
+    .fetch_all(&mut *transaction)
+    .await
+    .map_err(error::read)?;
+    phase.commit(transaction).await.map_err(error::commit)?;
+    connection.release();
+
+    let issued: Vec<i64> = found
+        .iter()
+        .filter(|row| row.try_get::<&str, _>("state").is_ok_and(|state| state == "issued"))
+        .map(|row| rows::get(row, "id"))
+        .collect::<Result<_>>()?;
+    let mut issued = if issued.is_empty() { HashMap::new() } else { requested(registry, &issued).await? };
+    let mut outcomes = vec![Requested::Limited; requests.len()];
+    for row in &found {
+        let place = usize::try_from(rows::get::<i64>(row, "place")? - 1).ok();
+        let outcome = match rows::get(row, "state")? {
+            "waiting" => Requested::Waiting(rows::get(row, "id")?),
+            "issued" => match issued.remove(&rows::get(row, "id")?) {
+                Some(outcome) => outcome,
+                None => return Err(RegistryError::Unavailable("a request has just been pruned".to_owned())),
+            },
+            "refused" => Requested::Refused(rows::get(row, "reason")?),
+            _ => Requested::Limited,
+        };
+        if let Some(slot) = place.and_then(|place| outcomes.get_mut(place)) {
+            *slot = outcome;
+        }
+    }
+    Ok(outcomes)
+}
+
+async fn requested(registry: &Postgres, ids: &[i64]) -> Result<HashMap<i64, Requested>> {
+    let mut connection = registry.gateway().await?;
+    let found = sqlx::query(
+        "SELECT r.id, r.state, r.reason, r.chain, c.der, c.not_after
+         FROM requests r LEFT JOIN certificates c ON c.fingerprint = r.issued WHERE r.id = ANY ($1)",
+    )
+    .bind(ids)
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(error::read)?;
+    connection.release();
+    found.iter().map(|row| Ok((rows::get(row, "id")?, outcome(row)?))).collect()
+}
+
+fn outcome(row: &PgRow) -> Result<Requested> {
+    Ok(match rows::get(row, "state")? {
+        "waiting" => Requested::Waiting(rows::get(row, "id")?),
+        "issued" => Requested::Issued {
+            der: rows::get(row, "der")?,
+            chain: rows::get(row, "chain")?,
+            not_after: rows::get(row, "not_after")?,
+        },
+        _ => Requested::Refused(rows::get::<Option<String>>(row, "reason")?.unwrap_or_default()),
+    })
+}
+
+async fn waiting(registry: &Postgres, limit: u32) -> Result<Vec<WaitingRequest>> {
+    let mut connection = registry.operator().await?;
+    let found = sqlx::query(
+        "SELECT r.id, r.device, r.csr, r.gateway, d.fleet, d.status AS device_status, f.limits, c.status, c.valid_until, c.not_after,
+                ARRAY (SELECT k.der FROM certificates k WHERE k.device = r.device ORDER BY k.not_before DESC LIMIT $2) AS certificates
+         FROM requests r
+         JOIN devices d ON d.id = r.device
+         JOIN fleets f ON f.id = d.fleet
+         JOIN certificates c ON c.fingerprint = r.certificate
+         WHERE r.state = 'waiting' AND r.expires > now()
+         ORDER BY r.id LIMIT $1",
+    )
+    .bind(i64::from(limit))
+    .bind(NEWEST)
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(error::read)?;
+    connection.release();
+    let read = |row: &PgRow| {
+        Ok(WaitingRequest {
+            id: rows::get(row, "id")?,
+            device: device_id(rows::get(row, "device")?)?,
+            fleet: fleet_id(rows::get(row, "fleet")?)?,
+            status: DeviceStatus::read(rows::get(row, "device_status")?)?,
+            limits: rows::get(row, "limits")?,
+            csr: rows::get(row, "csr")?,
+            gateway: rows::get(row, "gateway")?,
+            renews: (
+                CertificateStatus::read(rows::get(row, "status")?)?,
+                rows::get(row, "valid_until")?,
+                rows::get(row, "not_after")?,
+            ),
+            certificates: row.try_get("certificates").map_err(|error| unreadable(&error))?,
+        })
+    };
+    found.iter().map(read).collect()
+}
+
+async fn decide(
+    registry: &Postgres,
+    phase: &Phase,
+    decisions: &[(i64, Decision)],
+) -> Result<Vec<Option<String>>> {
+    let mut connection = registry.operator().await?;
+    let mut transaction = audit::begin(registry, &mut connection).await?;
+    let mut outcomes = Vec::with_capacity(decisions.len());
+    for (id, decision) in decisions {
+        let outcome = match decision {
+            Decision::Issue { certificate, chain, grace } => {
+                sqlx::query_scalar("SELECT issue_renewal($1, $2, $3, $4, $5, $6, $7, $8, $9)")
+                    .bind(id)
+                    .bind(certificate.fingerprint.to_string())
+                    .bind(&certificate.serial)
+                    .bind(&certificate.issuer)
+                    .bind(&certificate.der)
+                    .bind(certificate.not_before)
+                    .bind(certificate.not_after)
+                    .bind(i64::try_from(grace.as_secs()).unwrap_or(i64::MAX))
+                    .bind(&**chain)
+                    .fetch_one(&mut *transaction)
+                    .await
+                    .map_err(error::read)?
+            }
+            Decision::Refuse(why) => {
+                let refused: bool = sqlx::query_scalar("SELECT refuse_renewal($1, $2)")
+                    .bind(id)
+                    .bind(clean(why))
+                    .fetch_one(&mut *transaction)
+                    .await
+                    .map_err(error::read)?;
+                (!refused).then(|| "the request waits no longer".to_owned())
+            }
+        };
+        outcomes.push(outcome);
+    }
+    phase.commit(transaction).await.map_err(error::commit)?;
+    connection.release();
+    Ok(outcomes)
+}

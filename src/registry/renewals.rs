@@ -1,0 +1,103 @@
+//! Renewals that are asked for in a session, from the gateway that hears the device to the issuer that signs.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use doorward_pki::Fingerprint;
+use doorward_proto::ids::{DeviceId, FleetId};
+use time::OffsetDateTime;
+
+use super::{CertificateStatus, DeviceStatus, NewCertificate, Result};
+
+/// How long a request waits for an issuer. Asked again after that, it waits anew.
+pub const REQUEST_HOLDS: Duration = Duration::from_secs(86_400);
+/// The longest CSR that is kept, in bytes; one of P-256 has 300 to 1,000.
+pub const MAX_REQUEST_BYTES: usize = 16 * 1024;
+
+/// A device asks for a certificate.
+#[derive(Debug, Clone)]
+pub struct NewRequest {
+    /// The certificate of its session.
+    pub certificate: Fingerprint,
+    /// SHA-256 of the new key's point, hex.
+    pub public_key: String,
+    /// PKCS#10, PEM or DER.
+    pub csr: Vec<u8>,
+    /// Who has heard it.
+    pub gateway: Arc<str>,
+}
+
+/// What has become of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Requested {
+    /// It waits for an issuer, under this number.
+    Waiting(i64),
+    /// Signed and recorded.
+    Issued {
+        /// The leaf, DER.
+        der: Vec<u8>,
+        /// What stands above it, PEM.
+        chain: String,
+        /// The leaf's end.
+        not_after: OffsetDateTime,
+    },
+    /// Not this one, with the reason.
+    Refused(String),
+    /// The device has asked too often today.
+    Limited,
+}
+
+/// A request that waits, with what an issuer judges it by.
+#[derive(Debug, Clone)]
+pub struct WaitingRequest {
+    /// Its number.
+    pub id: i64,
+    /// Whose.
+    pub device: DeviceId,
+    /// In which fleet.
+    pub fleet: FleetId,
+    /// Whether it may connect.
+    pub status: DeviceStatus,
+    /// The fleet's limits, as their JSON text.
+    pub limits: String,
+    /// PKCS#10, PEM or DER.
+    pub csr: Vec<u8>,
+    /// Who has heard it.
+    pub gateway: String,
+    /// The certificate that it renews: where in its life, the end of its grace, and its own end.
+    pub renews: (CertificateStatus, Option<OffsetDateTime>, OffsetDateTime),
+    /// The device's certificates, DER: no key of theirs comes again.
+    pub certificates: Vec<Vec<u8>>,
+}
+
+/// An issuer's answer to a request.
+#[derive(Debug, Clone)]
+pub enum Decision {
+    /// A certificate, to be recorded as successor to the one that it renews.
+    Issue {
+        /// Itself.
+        certificate: Box<NewCertificate>,
+        /// What stands above it, PEM.
+        chain: Arc<str>,
+        /// How long the older one holds once a session by this one has been proven.
+        grace: Duration,
+    },
+    /// None, with words for the device and the operator.
+    Refuse(String),
+}
+
+/// The part of the registry where requests for certificates wait.
+#[async_trait]
+pub trait Renewals {
+    /// Puts requests, all in one transaction; one answer each, in their order. The same key again is the same request.
+    async fn request_renewals(&self, requests: &[NewRequest]) -> Result<Vec<Requested>>;
+    /// What has become of requests, by their numbers; those that are gone are missing.
+    async fn requested(&self, ids: &[i64]) -> Result<HashMap<i64, Requested>>;
+    /// The oldest requests that wait, at most `limit`.
+    async fn waiting_requests(&self, limit: u32) -> Result<Vec<WaitingRequest>>;
+    /// An issuer's answers, all in one transaction: for each why it could not be recorded, if it could not. One that was
+    /// answered before stays as it is.
+    async fn decide_requests(&self, decisions: &[(i64, Decision)]) -> Result<Vec<Option<String>>>;
+}
