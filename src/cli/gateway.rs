@@ -1,5 +1,7 @@
 //! `gateway run`, `gateway list`.
 
+mod add;
+
 use std::fs::{File, OpenOptions, TryLockError};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -42,6 +44,11 @@ pub(super) enum Gateway {
         #[arg(long, value_name = "ADDR")]
         listen: Option<SocketAddr>,
     },
+    /// Make a home for a gateway on another host: what it needs, and no CA key
+    #[command(
+        after_help = "Example:\n  doorward gateway add plant-2 --host gate2.example.com --out plant-2-home"
+    )]
+    Add(add::Add),
     /// Forget a gateway that is gone for good: no receipt counts it any more
     #[command(after_help = "Example:\n  doorward gateway remove gateway-2")]
     Remove {
@@ -57,6 +64,7 @@ impl Gateway {
     pub(super) async fn run(&self, shared: &Shared) -> Outcome {
         match self {
             Self::Run { listen } => run(shared, *listen).await,
+            Self::Add(add) => add.run(shared).await,
             Self::List => list(shared).await,
             Self::Remove { name } => remove(shared, name).await,
         }

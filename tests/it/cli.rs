@@ -10,6 +10,7 @@ mod csr;
 mod device;
 mod fleet;
 mod gateway;
+mod gateway_add;
 mod help;
 mod init;
 mod lost;

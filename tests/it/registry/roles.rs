@@ -105,6 +105,12 @@ async fn each_role_may_do_its_own_and_no_more() {
         ("", "INSERT INTO crls VALUES ('ab', 7, now(), now() + interval '1 day', false)"),
         ("", "UPDATE crls SET number = number + 1"),
         ("", "DELETE FROM crls"),
+        ("gio", "SELECT * FROM requests"),
+        ("g", "SELECT request_renewal('ab', 'ab', 'ab', 'g', interval '1 day')"),
+        ("i", "SELECT issue_renewal(1, 'ab', 'ab', 'ab', 'ab', now(), now(), 60, 'ab')"),
+        ("i", "SELECT refuse_renewal(1, 'ab')"),
+        ("", "UPDATE requests SET state = 'refused'"),
+        ("", "DELETE FROM requests"),
         ("", "SELECT old_enough(now(), '1 day')"),
     ] {
         for role in everybody {
