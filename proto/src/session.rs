@@ -55,6 +55,8 @@ pub struct Session {
     confirmed: bool,
     /// The `renew` that waits for its certificate.
     renewing: Option<u64>,
+    /// When the next one is taken, on the monotonic clock.
+    renews_from: Duration,
     /// Until when this session has asked the device to renew.
     asked: Option<NumericDate>,
     last_received: u64,
@@ -109,6 +111,7 @@ impl Session {
             handed_out: None,
             confirmed: false,
             renewing: None,
+            renews_from: Duration::ZERO,
             asked: None,
             last_received: 0,
             last_sent: 0,
@@ -437,7 +440,7 @@ impl Session {
                 }
             }
             Operation::Unsubscribe(filter) => self.unsubscribe(filter),
-            Operation::Renew(csr) => return self.renew(seq, csr.into()),
+            Operation::Renew(csr) => return self.renew(seq, csr.into(), now),
             // No command is waiting for it: acked and dropped.
             Operation::Hello | Operation::Result => {}
         }

@@ -1,22 +1,29 @@
 //! A new certificate on its way to the device.
 
+use std::time::Duration;
+
 use super::{No, Output, Session};
 use crate::downlink::{Certificate, Rotate};
 use crate::time::{Moment, NumericDate};
 use crate::verdict::Refusal;
 
-/// When to ask again while an earlier request waits, in seconds.
-const ONE_AT_A_TIME: u64 = 5;
+/// When to ask again while an earlier request waits, and after it was answered, in seconds. Each costs a transaction of the
+/// registry's; what cannot even be read is bounded by its strikes.
+const PAUSE: u64 = 5;
 
 impl Session {
     /// One request at a time: each is a signature of an issuer's.
-    pub(super) fn renew(&mut self, seq: u64, csr: Box<str>) -> Result<(), No> {
-        if self.renewing.is_some() {
-            let detail = "an earlier 'renew' of this session has no answer yet";
-            return Err(No {
-                retry_after: Some(ONE_AT_A_TIME),
-                ..No::new(Some(seq), Refusal::RateLimited, detail)
-            });
+    pub(super) fn renew(&mut self, seq: u64, csr: Box<str>, now: Moment) -> Result<(), No> {
+        let pause = self.renews_from.saturating_sub(now.monotonic);
+        let (detail, wait) = match self.renewing {
+            Some(_) => ("an earlier 'renew' of this session has no answer yet", PAUSE),
+            None if !pause.is_zero() => {
+                ("this session has asked for a certificate already", pause.as_secs() + 1)
+            }
+            None => ("", 0),
+        };
+        if wait > 0 {
+            return Err(No { retry_after: Some(wait), ..No::new(Some(seq), Refusal::RateLimited, detail) });
         }
         self.renewing = Some(seq);
         self.outputs.push_back(Output::Renew { reference: seq, csr });
@@ -27,6 +34,7 @@ impl Session {
     pub fn certify(&mut self, reference: u64, chain: &str, expires: NumericDate, now: Moment) {
         if self.renewing == Some(reference) && self.closing.is_none() {
             self.renewing = None;
+            self.renews_from = now.monotonic + Duration::from_secs(PAUSE);
             self.say("certificate", &Certificate { reference, chain: chain.to_owned(), expires }, now);
         }
     }
@@ -42,6 +50,9 @@ impl Session {
     ) {
         if self.renewing == Some(reference) && self.closing.is_none() {
             self.renewing = None;
+            if !refusal.is_strike() {
+                self.renews_from = now.monotonic + Duration::from_secs(retry_after.unwrap_or(PAUSE));
+            }
             self.reject(No { retry_after, ..No::new(Some(reference), refusal, detail) }, now);
         }
     }

@@ -56,7 +56,18 @@ fn one_request_at_a_time_and_a_refusal_makes_room_for_the_next() {
     let (said, _) = scene.said();
     assert_eq!(said.len(), 1, "{said:?}");
     assert_eq!((&said[0]["ref"], &said[0]["retry_after"]), (&json!(2), &json!(60)));
-    assert_eq!(scene.session.receive(&scene.frame(4, 1.0, RENEW), at(1.0)), Verdict::Accepted);
+    // Not before it was told to, in a row.
+    let early = scene.session.receive(&scene.frame(4, 60.9, RENEW), at(60.9));
+    assert_eq!(early, Verdict::Refused(Refusal::RateLimited));
+    assert_eq!(scene.said().0[0]["retry_after"], json!(1));
+    assert_eq!(scene.session.receive(&scene.frame(5, 61.0, RENEW), at(61.0)), Verdict::Accepted);
+    scene.session.certify(5, "a chain", at(500.0).wall, at(61.0));
+    let again = scene.session.receive(&scene.frame(6, 62.0, RENEW), at(62.0));
+    assert_eq!(again, Verdict::Refused(Refusal::RateLimited));
+    assert_eq!(scene.session.receive(&scene.frame(7, 66.0, RENEW), at(66.0)), Verdict::Accepted);
+    // What cannot be read has cost a strike, and nothing else.
+    scene.session.refuse_renewal(7, Refusal::BadMessage, "no request", None, at(66.0));
+    assert_eq!(scene.session.receive(&scene.frame(8, 66.0, RENEW), at(66.0)), Verdict::Accepted);
 }
 
 #[test]
@@ -172,11 +183,11 @@ fn a_device_asks_in_its_session_and_is_told_what_became_of_it() {
     assert!(matches!(&events[..], [Event::Certificate(new)] if new.chain == "a chain"), "{events:?}");
 
     link.renew("third");
-    let frame = link.transmit(at(62.0)).unwrap();
-    scene.session.receive(&frame, at(62.0));
+    let frame = link.transmit(at(66.0)).unwrap();
+    scene.session.receive(&frame, at(66.0));
     let reference = renewals(&mut scene)[0].0;
-    scene.session.refuse_renewal(reference, Refusal::BadMessage, "not yours", None, at(62.0));
-    let events = bring(&mut link, &mut scene, 62.0);
+    scene.session.refuse_renewal(reference, Refusal::BadMessage, "not yours", None, at(66.0));
+    let events = bring(&mut link, &mut scene, 66.0);
     assert!(
         matches!(&events[..], [Event::NotRenewed { refusal: Some(Refusal::BadMessage), .. }]),
         "{events:?}"

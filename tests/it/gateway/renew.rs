@@ -155,10 +155,8 @@ async fn the_same_key_again_brings_the_same_chain() {
     for _ in 0..2 {
         // It was killed before it could store the answer.
         let mut device = Device::prove(&house, &credentials).await;
-        for _ in 0..2 {
-            device.say(renew("press-7", &key)).await;
-            chains.push(device.expect("certificate").await["chain"].clone());
-        }
+        device.say(renew("press-7", &key)).await;
+        chains.push(device.expect("certificate").await["chain"].clone());
         device.ws.close(None).await.unwrap();
     }
     assert!(chains.iter().all(|chain| *chain == chains[0]));
@@ -203,6 +201,7 @@ async fn requests_that_are_none_of_the_devices_are_refused_in_words() {
     assert!(reject["detail"].as_str().unwrap().contains("has had already"), "{reject}");
     assert_eq!(house.db.number("SELECT count(*) FROM certificates").await, 1);
     // And after all of that, one that is right.
+    let mut device = Device::prove(&house, &credentials).await;
     device.say(renew("press-7", &key)).await;
     device.expect("certificate").await;
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use doorward::registry::renewals::{Decision, NewRequest, Requested};
 use doorward::registry::{Act, CertificateStatus, Change, NewCertificate, Registry, Renewal};
 use doorward_pki::Fingerprint;
-use time::OffsetDateTime;
 
 use super::{add, certificate_of, contract, device};
 use crate::support::database::Database;
@@ -89,7 +88,7 @@ async fn a_request_is_answered_once(db: Database) {
     assert!(detail.certificates.iter().all(|one| one.status == CertificateStatus::Active));
     assert!(registry.confirm_certificate(&Fingerprint::of(b"a2")).await.unwrap());
     let old = registry.look_up(&certificate_of("a").fingerprint).await.unwrap().unwrap().certificate;
-    let left = old.valid_until.unwrap() - OffsetDateTime::now_utc();
+    let left = old.valid_until.unwrap() - doorward::clock::utc();
     assert_eq!(old.status, CertificateStatus::Superseded);
     assert!((3500..=3601).contains(&left.whole_seconds()), "{left}");
 }
@@ -263,6 +262,6 @@ async fn old_requests_are_swept_away(db: Database) {
     db.execute("UPDATE requests SET expires = '2020-01-02T00:00:00.000Z' WHERE state = 'issued'")
         .await
         .unwrap();
-    registry.prune_history(OffsetDateTime::now_utc(), 1000).await.unwrap();
+    registry.prune_history(doorward::clock::utc(), 1000).await.unwrap();
     assert_eq!(db.number("SELECT count(*) FROM requests").await, 1, "what waits waits");
 }
