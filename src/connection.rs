@@ -28,10 +28,11 @@ use tracing::{debug, info};
 use crate::accept::{Admitted, Stream};
 use crate::clock;
 use crate::entropy;
+use crate::gateway::Gateway;
 use crate::gateway::mailbox::{Ending, Outcome, Renewed};
 use crate::gateway::sessions::{Handle, Proof};
-use crate::gateway::{Gateway, Shown};
 use crate::registry::NewEvent;
+use crate::registry::renewals::Shown;
 use crate::sink::{Job, NoRoom};
 
 use closing::{Ended, broken, closing_handshake, failed, frame};

@@ -11,7 +11,6 @@ mod sight;
 mod upkeep;
 mod witness;
 
-pub(crate) use credentials::Shown;
 pub(crate) use records::Source;
 pub(crate) use renewals::Renewing;
 pub(crate) use sight::Sight;

@@ -429,15 +429,9 @@ pub trait Registry: renewals::Renewals + Send + Sync + 'static {
         certificate: &NewCertificate,
         renewal: &Renewal,
     ) -> Result<Acted>;
-    /// A session by this certificate has been proven: those that it was renewed from are superseded, and their grace begins.
-    /// Whether that is new.
-    async fn confirm_certificate(&self, certificate: &Fingerprint) -> Result<bool>;
     /// Adds a key version to a device, pending until the device signs with it. [`RegistryError::Exists`] where the version is
     /// taken or another one is pending; [`RegistryError::Refused`] for a revoked device.
     async fn add_key(&self, id: &DeviceId, key: &NewKey) -> Result<Acted>;
-    /// The device has signed with a pending key: it becomes the active one, and the grace of the one before it begins.
-    /// Whether that is new.
-    async fn confirm_key(&self, id: &DeviceId, version: KeyVersion) -> Result<bool>;
     /// Ends the device's session, wherever it is. [`RegistryError::Refused`] for a revoked device.
     async fn kick(&self, id: &DeviceId) -> Result<Acted>;
 

@@ -172,9 +172,29 @@ BEGIN
     RETURN deleted_changes + deleted_events + deleted_requests;
 END $$;
 
-REVOKE ALL ON FUNCTION stage_request, request_renewal, issue_renewal, refuse_renewal FROM PUBLIC;
+-- What many devices have shown: each a key version or a certificate. What is wrong with one keeps no other from being confirmed.
+CREATE FUNCTION confirm_credentials(devices text[], versions integer[], certificates text[])
+    RETURNS TABLE (done boolean, why text) LANGUAGE plpgsql SECURITY DEFINER SET search_path = doorward, pg_temp AS $$
+BEGIN
+    FOR i IN 1 .. coalesce(cardinality(devices), 0) LOOP
+        BEGIN
+            why := NULL;
+            IF certificates[i] IS NULL THEN
+                done := confirm_key(devices[i], versions[i]);
+            ELSE
+                done := confirm_certificate(certificates[i]);
+            END IF;
+        EXCEPTION WHEN SQLSTATE 'DW001' THEN
+            done := NULL;
+            why := SQLERRM;
+        END;
+        RETURN NEXT;
+    END LOOP;
+END $$;
+
+REVOKE ALL ON FUNCTION stage_request, confirm_credentials, request_renewal, issue_renewal, refuse_renewal FROM PUBLIC;
 GRANT SELECT ON requests TO doorward_gateway, doorward_issuer, doorward_operator;
-GRANT EXECUTE ON FUNCTION request_renewal TO doorward_gateway;
+GRANT EXECUTE ON FUNCTION request_renewal, confirm_credentials TO doorward_gateway;
 GRANT EXECUTE ON FUNCTION issue_renewal, refuse_renewal TO doorward_issuer;
 
 ---- How late a device may come, for its fleet

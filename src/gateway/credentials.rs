@@ -5,26 +5,19 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use doorward_pki::Fingerprint;
-use doorward_proto::ids::{DeviceId, KeyVersion};
+use doorward_proto::ids::DeviceId;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Gateway;
 use crate::registry::RegistryError;
+use crate::registry::renewals::Shown;
 
 /// Between tries while the registry does not answer.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// What a device has shown.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Shown {
-    /// It has signed with a key that was pending.
-    Key(KeyVersion),
-    /// A session by a certificate that was renewed from another has been proven.
-    Certificate(Fingerprint),
-}
+/// What one transaction tells: a rotated fleet is told in few, and none of them keeps the store waiting for long.
+const AT_ONCE: usize = 64;
 
 /// What waits to be told: a few for each device that is here, and so no more than sessions times that.
 #[derive(Debug, Default)]
@@ -44,8 +37,9 @@ impl ShownCredentials {
         self.news.notify_one();
     }
 
-    fn next(&self) -> Option<(DeviceId, Shown)> {
-        self.lock().iter().next().cloned()
+    /// Some of what waits.
+    fn some(&self) -> Vec<(DeviceId, Shown)> {
+        self.lock().iter().take(AT_ONCE).cloned().collect()
     }
 
     fn done(&self, told: &(DeviceId, Shown)) {
@@ -58,8 +52,12 @@ pub(super) async fn run(gateway: Arc<Gateway>, stop: CancellationToken) {
     let told = async {
         loop {
             gateway.shown.news.notified().await;
-            while let Some(shown) = gateway.shown.next() {
-                tell(&gateway, shown).await;
+            loop {
+                let some = gateway.shown.some();
+                if some.is_empty() {
+                    break;
+                }
+                tell(&gateway, &some).await;
             }
         }
     };
@@ -69,26 +67,39 @@ pub(super) async fn run(gateway: Arc<Gateway>, stop: CancellationToken) {
     }
 }
 
-async fn tell(gateway: &Gateway, shown: (DeviceId, Shown)) {
-    let device = &shown.0;
-    let told = match &shown.1 {
-        Shown::Key(version) => gateway.registry.confirm_key(device, *version).await,
-        Shown::Certificate(certificate) => gateway.registry.confirm_certificate(certificate).await,
-    };
-    match (told, &shown.1) {
-        (Ok(true), Shown::Key(version)) => {
-            info!(%device, %version, "the device has its new key; the grace of the one before it begins");
-        }
-        (Ok(true), Shown::Certificate(certificate)) => {
-            info!(%device, %certificate, "the device has its new certificate; the grace of the one before it begins");
-        }
-        (Ok(false), _) => {}
-        (Err(RegistryError::Unavailable(_) | RegistryError::Unknown(_)), _) => {
+async fn tell(gateway: &Gateway, some: &[(DeviceId, Shown)]) {
+    let outcomes = match gateway.registry.confirm(some).await {
+        Ok(outcomes) => outcomes,
+        Err(RegistryError::Unavailable(_) | RegistryError::Unknown(_)) => {
             tokio::time::sleep(RETRY).await;
             return;
         }
-        // Retired, revoked or suspended meanwhile: the registry's word counts.
-        (Err(error), _) => warn!(%device, %error, "a credential that a device has shown is not confirmed"),
+        Err(error) => {
+            // A right that is missing, a row that cannot be read: whose it is shows one by one.
+            if let [one] = some {
+                warn!(device = %one.0, %error, "a credential that a device has shown is not confirmed");
+                gateway.shown.done(one);
+            } else {
+                for one in some {
+                    Box::pin(tell(gateway, std::slice::from_ref(one))).await;
+                }
+            }
+            return;
+        }
+    };
+    for (one, outcome) in some.iter().zip(outcomes) {
+        let device = &one.0;
+        match (outcome, &one.1) {
+            (Ok(true), Shown::Key(version)) => {
+                info!(%device, %version, "the device has its new key; the grace of the one before it begins");
+            }
+            (Ok(true), Shown::Certificate(certificate)) => {
+                info!(%device, %certificate, "the device has its new certificate; the grace of the one before it begins");
+            }
+            (Ok(false), _) => {}
+            // Retired, revoked or suspended meanwhile: the registry's word counts.
+            (Err(why), _) => warn!(%device, %why, "a credential that a device has shown is not confirmed"),
+        }
+        gateway.shown.done(one);
     }
-    gateway.shown.done(&shown);
 }

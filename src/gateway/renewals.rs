@@ -25,7 +25,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// So long a session waits for an issuer. The request itself waits longer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// When to ask again while no issuer answers, or the registry does not, in seconds.
-const ASK_AGAIN: u64 = 60;
+const ASK_AGAIN: u64 = 300;
 /// When to ask again after too many requests, in seconds.
 const LIMITED: u64 = 3600;
 

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use doorward_pki::Fingerprint;
-use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
+use doorward_proto::ids::{DeviceId, FleetId};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use time::OffsetDateTime;
@@ -315,19 +315,9 @@ impl Registry for Postgres {
         phase.within(OPERATOR_DEADLINE, certificates::add(self, &phase, id, certificate, renewal)).await
     }
 
-    async fn confirm_certificate(&self, certificate: &Fingerprint) -> Result<bool> {
-        let phase = Phase::default();
-        phase.within(QUERY_DEADLINE, certificates::confirm(self, &phase, certificate)).await
-    }
-
     async fn add_key(&self, id: &DeviceId, key: &NewKey) -> Result<Acted> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, keys::add(self, &phase, id, key)).await
-    }
-
-    async fn confirm_key(&self, id: &DeviceId, version: KeyVersion) -> Result<bool> {
-        let phase = Phase::default();
-        phase.within(QUERY_DEADLINE, keys::confirm(self, &phase, id, version)).await
     }
 
     async fn kick(&self, id: &DeviceId) -> Result<Acted> {

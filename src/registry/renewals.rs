@@ -1,4 +1,5 @@
-//! Renewals that are asked for in a session, from the gateway that hears the device to the issuer that signs.
+//! New credentials: certificates that are asked for in a session, from the gateway that hears the device to the issuer that
+//! signs; and what a device has shown of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use doorward_pki::Fingerprint;
-use doorward_proto::ids::{DeviceId, FleetId};
+use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
 use time::OffsetDateTime;
 
 use super::{CertificateStatus, DeviceStatus, NewCertificate, Result};
@@ -88,9 +89,22 @@ pub enum Decision {
     Refuse(String),
 }
 
-/// The part of the registry where requests for certificates wait.
+/// A credential that is to take an older one's place, and that its device has shown.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Shown {
+    /// It has signed with a key that was pending: that becomes the active one, and the grace of the one before it begins.
+    Key(KeyVersion),
+    /// A session by a certificate that was renewed from another has been proven: those that it was renewed from are superseded,
+    /// and their grace begins.
+    Certificate(Fingerprint),
+}
+
+/// The part of the registry where new credentials take the place of older ones.
 #[async_trait]
 pub trait Renewals {
+    /// Devices have shown their new credentials: for each, in order, whether that is new; or why it is not so, in words. All in
+    /// one transaction.
+    async fn confirm(&self, shown: &[(DeviceId, Shown)]) -> Result<Vec<Result<bool, String>>>;
     /// Puts requests, all in one transaction; one answer each, in their order. The same key again is the same request.
     async fn request_renewals(&self, requests: &[NewRequest]) -> Result<Vec<Requested>>;
     /// What has become of requests, by their numbers; those that are gone are missing.

@@ -1,6 +1,5 @@
 //! Certificates, for operators.
 
-use doorward_pki::Fingerprint;
 use doorward_proto::ids::DeviceId;
 
 use super::super::shared::{Phase, clean, device_id, revoked};
@@ -126,17 +125,4 @@ pub(super) async fn add(
     phase.commit(transaction).await.map_err(error::commit)?;
     connection.release();
     Ok(acted)
-}
-
-pub(super) async fn confirm(registry: &Postgres, phase: &Phase, certificate: &Fingerprint) -> Result<bool> {
-    let mut connection = registry.gateway().await?;
-    let mut transaction = audit::begin(registry, &mut connection).await?;
-    let new = sqlx::query_scalar("SELECT confirm_certificate($1)")
-        .bind(certificate.to_string())
-        .fetch_one(&mut *transaction)
-        .await
-        .map_err(error::read)?;
-    phase.commit(transaction).await.map_err(error::commit)?;
-    connection.release();
-    Ok(new)
 }

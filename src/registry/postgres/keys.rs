@@ -1,6 +1,6 @@
 //! Key versions: adding one, and its device's word that it has it.
 
-use doorward_proto::ids::{DeviceId, KeyVersion};
+use doorward_proto::ids::DeviceId;
 
 use super::super::shared::{Phase, revoked};
 use super::super::{Acted, DeviceStatus, Done, NewKey, RegistryError, Result};
@@ -38,23 +38,4 @@ pub(super) async fn add(registry: &Postgres, phase: &Phase, id: &DeviceId, key: 
     phase.commit(transaction).await.map_err(error::commit)?;
     connection.release();
     Ok(acted)
-}
-
-pub(super) async fn confirm(
-    registry: &Postgres,
-    phase: &Phase,
-    id: &DeviceId,
-    version: KeyVersion,
-) -> Result<bool> {
-    let mut connection = registry.gateway().await?;
-    let mut transaction = audit::begin(registry, &mut connection).await?;
-    let new = sqlx::query_scalar("SELECT confirm_key($1, $2)")
-        .bind(id.as_str())
-        .bind(i32::try_from(version.get()).unwrap_or(i32::MAX))
-        .fetch_one(&mut *transaction)
-        .await
-        .map_err(error::read)?;
-    phase.commit(transaction).await.map_err(error::commit)?;
-    connection.release();
-    Ok(new)
 }

@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 
 use async_trait::async_trait;
+use doorward_proto::ids::DeviceId;
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
-use super::super::renewals::{Decision, NewRequest, REQUEST_HOLDS, Renewals, Requested, WaitingRequest};
+use super::super::renewals::{
+    Decision, NewRequest, REQUEST_HOLDS, Renewals, Requested, Shown, WaitingRequest,
+};
 use super::super::shared::{Phase, clean, device_id, fleet_id, unreadable, within};
 use super::super::{
     CertificateStatus, DeviceStatus, OPERATOR_DEADLINE, QUERY_DEADLINE, RegistryError, Result,
@@ -18,6 +21,11 @@ const NEWEST: i64 = 32;
 
 #[async_trait]
 impl Renewals for Postgres {
+    async fn confirm(&self, shown: &[(DeviceId, Shown)]) -> Result<Vec<Result<bool, String>>> {
+        let phase = Phase::default();
+        phase.within(QUERY_DEADLINE, confirm(self, &phase, shown)).await
+    }
+
     async fn request_renewals(&self, requests: &[NewRequest]) -> Result<Vec<Requested>> {
         let phase = Phase::default();
         phase.within(QUERY_DEADLINE, request(self, &phase, requests)).await
@@ -35,6 +43,44 @@ impl Renewals for Postgres {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, decide(self, &phase, decisions)).await
     }
+}
+
+async fn confirm(
+    registry: &Postgres,
+    phase: &Phase,
+    shown: &[(DeviceId, Shown)],
+) -> Result<Vec<Result<bool, String>>> {
+    // Each device is locked: in one order, so that two gateways wait for each other and never deadlock.
+    let mut order: Vec<usize> = (0..shown.len()).collect();
+    order.sort_by(|a, b| shown[*a].0.cmp(&shown[*b].0));
+    let in_order = || order.iter().map(|place| &shown[*place]);
+    let version = |shown: &Shown| match shown {
+        Shown::Key(version) => i32::try_from(version.get()).ok(),
+        Shown::Certificate(_) => None,
+    };
+    let certificate = |shown: &Shown| match shown {
+        Shown::Key(_) => None,
+        Shown::Certificate(certificate) => Some(certificate.to_string()),
+    };
+    let mut connection = registry.gateway().await?;
+    let mut transaction = audit::begin(registry, &mut connection).await?;
+    let found = sqlx::query("SELECT done, why FROM confirm_credentials($1, $2, $3)")
+        .bind(in_order().map(|(device, _)| device.as_str()).collect::<Vec<_>>())
+        .bind(in_order().map(|(_, shown)| version(shown)).collect::<Vec<_>>())
+        .bind(in_order().map(|(_, shown)| certificate(shown)).collect::<Vec<_>>())
+        .fetch_all(&mut *transaction)
+        .await
+        .map_err(error::read)?;
+    phase.commit(transaction).await.map_err(error::commit)?;
+    connection.release();
+    let mut outcomes = vec![Ok(false); shown.len()];
+    for (place, row) in order.into_iter().zip(&found) {
+        outcomes[place] = match rows::get::<Option<bool>>(row, "done")? {
+            Some(new) => Ok(new),
+            None => Err(rows::get(row, "why")?),
+        };
+    }
+    Ok(outcomes)
 }
 
 async fn request(registry: &Postgres, phase: &Phase, requests: &[NewRequest]) -> Result<Vec<Requested>> {

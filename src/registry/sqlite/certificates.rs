@@ -2,6 +2,7 @@
 
 use doorward_pki::Fingerprint;
 use doorward_proto::ids::DeviceId;
+use sqlx::sqlite::SqliteConnection;
 
 use super::super::shared::{Phase, clean, device_id, revoked};
 use super::super::{
@@ -122,14 +123,13 @@ pub(super) async fn add(
 }
 
 /// What `confirm_certificate` does in Postgres.
-pub(super) async fn confirm(registry: &Sqlite, phase: &Phase, certificate: &Fingerprint) -> Result<bool> {
-    let mut transaction = audit::begin(registry).await?;
+pub(super) async fn confirm(connection: &mut SqliteConnection, certificate: &Fingerprint) -> Result<bool> {
     let holds: Option<bool> = sqlx::query_scalar(
         "SELECT c.status = 'active' AND d.status = 'active'
          FROM certificates AS c JOIN devices AS d ON d.id = c.device WHERE c.fingerprint = ?1",
     )
     .bind(certificate.to_string())
-    .fetch_optional(&mut *transaction)
+    .fetch_optional(&mut *connection)
     .await
     .map_err(error::read)?;
     if holds != Some(true) {
@@ -149,9 +149,8 @@ pub(super) async fn confirm(registry: &Sqlite, phase: &Phase, certificate: &Fing
              AND device = (SELECT device FROM certificates WHERE fingerprint = ?1)",
     )
     .bind(certificate.to_string())
-    .execute(&mut *transaction)
+    .execute(&mut *connection)
     .await
     .map_err(error::read)?;
-    audit::commit(phase, transaction).await?;
     Ok(superseded.rows_affected() > 0)
 }

@@ -1,6 +1,7 @@
 //! Key versions: adding one, and its device's word that it has it.
 
 use doorward_proto::ids::{DeviceId, KeyVersion};
+use sqlx::sqlite::SqliteConnection;
 
 use super::super::shared::{Phase, revoked};
 use super::super::{Acted, DeviceStatus, Done, NewKey, RegistryError, Result};
@@ -40,20 +41,18 @@ pub(super) async fn add(registry: &Sqlite, phase: &Phase, id: &DeviceId, key: &N
 
 /// What `confirm_key` does in Postgres.
 pub(super) async fn confirm(
-    registry: &Sqlite,
-    phase: &Phase,
+    connection: &mut SqliteConnection,
     id: &DeviceId,
     version: KeyVersion,
 ) -> Result<bool> {
-    let mut transaction = audit::begin(registry).await?;
-    if devices::lock(&mut transaction, id).await? != DeviceStatus::Active {
+    if devices::lock(connection, id).await? != DeviceStatus::Active {
         return Err(RegistryError::Refused(format!("there is no active device '{id}'")));
     }
     let state: Option<String> =
         sqlx::query_scalar("SELECT state FROM hmac_keys WHERE device = ?1 AND version = ?2")
             .bind(id.as_str())
             .bind(i64::from(version.get()))
-            .fetch_optional(&mut *transaction)
+            .fetch_optional(&mut *connection)
             .await
             .map_err(error::read)?;
     match state.as_deref() {
@@ -75,10 +74,9 @@ pub(super) async fn confirm(
         sqlx::query(sql)
             .bind(id.as_str())
             .bind(i64::from(version.get()))
-            .execute(&mut *transaction)
+            .execute(&mut *connection)
             .await
             .map_err(error::read)?;
     }
-    audit::commit(phase, transaction).await?;
     Ok(true)
 }

@@ -4,16 +4,19 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use doorward_proto::ids::DeviceId;
 use serde_json::Value;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::super::renewals::{Decision, NewRequest, REQUEST_HOLDS, Renewals, Requested, WaitingRequest};
+use super::super::renewals::{
+    Decision, NewRequest, REQUEST_HOLDS, Renewals, Requested, Shown, WaitingRequest,
+};
 use super::super::shared::{Phase, clean, device_id, fleet_id, within};
 use super::super::{
-    CertificateStatus, DeviceStatus, NewCertificate, OPERATOR_DEADLINE, QUERY_DEADLINE, Result,
+    CertificateStatus, DeviceStatus, NewCertificate, OPERATOR_DEADLINE, QUERY_DEADLINE, RegistryError, Result,
 };
 use super::rows::stamp;
-use super::{Sqlite, audit, error, feed, rows};
+use super::{Sqlite, audit, certificates, error, feed, keys, rows};
 
 /// Of one device in a day, asked again after a refusal or their end.
 const MAX_TRIES: i64 = 10;
@@ -23,6 +26,11 @@ const NO_LONGER: &str = "the request waits no longer";
 
 #[async_trait]
 impl Renewals for Sqlite {
+    async fn confirm(&self, shown: &[(DeviceId, Shown)]) -> Result<Vec<Result<bool, String>>> {
+        let phase = Phase::default();
+        phase.within(QUERY_DEADLINE, confirm(self, &phase, shown)).await
+    }
+
     async fn request_renewals(&self, requests: &[NewRequest]) -> Result<Vec<Requested>> {
         let phase = Phase::default();
         phase.within(QUERY_DEADLINE, request(self, &phase, requests)).await
@@ -40,6 +48,29 @@ impl Renewals for Sqlite {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, decide(self, &phase, decisions)).await
     }
+}
+
+async fn confirm(
+    registry: &Sqlite,
+    phase: &Phase,
+    shown: &[(DeviceId, Shown)],
+) -> Result<Vec<Result<bool, String>>> {
+    let mut transaction = audit::begin(registry).await?;
+    let mut outcomes = Vec::with_capacity(shown.len());
+    for (device, shown) in shown {
+        let outcome = match shown {
+            Shown::Key(version) => keys::confirm(&mut transaction, device, *version).await,
+            Shown::Certificate(certificate) => certificates::confirm(&mut transaction, certificate).await,
+        };
+        outcomes.push(match outcome {
+            Ok(new) => Ok(new),
+            Err(RegistryError::Refused(why)) => Err(why),
+            Err(error @ RegistryError::NotFound { .. }) => Err(error.to_string()),
+            Err(error) => return Err(error),
+        });
+    }
+    audit::commit(phase, transaction).await?;
+    Ok(outcomes)
 }
 
 async fn request(registry: &Sqlite, phase: &Phase, requests: &[NewRequest]) -> Result<Vec<Requested>> {

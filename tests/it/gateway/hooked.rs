@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use doorward::config::Config;
-use doorward::registry::renewals::{Decision, NewRequest, Renewals, Requested, WaitingRequest};
+use doorward::registry::renewals::{Decision, NewRequest, Renewals, Requested, Shown, WaitingRequest};
 use doorward::registry::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
     DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark,
@@ -16,7 +16,7 @@ use doorward::registry::{
     StoredMessage,
 };
 use doorward_pki::Fingerprint;
-use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
+use doorward_proto::ids::{DeviceId, FleetId};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
@@ -278,14 +278,8 @@ impl Registry for Hooked {
     ) -> Result<Acted> {
         self.asked()?.add_certificate(id, certificate, renewal).await
     }
-    async fn confirm_certificate(&self, certificate: &Fingerprint) -> Result<bool> {
-        self.asked()?.confirm_certificate(certificate).await
-    }
     async fn add_key(&self, id: &DeviceId, key: &NewKey) -> Result<Acted> {
         self.asked()?.add_key(id, key).await
-    }
-    async fn confirm_key(&self, id: &DeviceId, version: KeyVersion) -> Result<bool> {
-        self.asked()?.confirm_key(id, version).await
     }
     async fn kick(&self, id: &DeviceId) -> Result<Acted> {
         self.asked()?.kick(id).await
@@ -309,6 +303,10 @@ impl Registry for Hooked {
 
 #[async_trait]
 impl Renewals for Hooked {
+    async fn confirm(&self, shown: &[(DeviceId, Shown)]) -> Result<Vec<Result<bool, String>>> {
+        self.asked()?.confirm(shown).await
+    }
+
     async fn request_renewals(&self, requests: &[NewRequest]) -> Result<Vec<Requested>> {
         self.asked()?.request_renewals(requests).await
     }

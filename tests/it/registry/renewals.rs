@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use doorward::registry::renewals::{Decision, NewRequest, Requested};
-use doorward::registry::{Act, CertificateStatus, Change, NewCertificate, Registry, Renewal};
+use doorward::registry::renewals::{Decision, NewRequest, Requested, Shown};
+use doorward::registry::{Act, CertificateStatus, Change, NewCertificate, NewKey, Registry, Renewal};
 use doorward_pki::Fingerprint;
+use doorward_proto::ids::KeyVersion;
 
 use super::{add, certificate_of, contract, device};
 use crate::support::database::Database;
@@ -24,6 +25,7 @@ contract!(
     many_at_once_are_answered_in_their_order,
     what_is_decided_is_audited,
     old_requests_are_swept_away,
+    what_many_have_shown_is_confirmed_at_once_and_each_for_itself,
 );
 
 const GRACE: Duration = Duration::from_secs(3600);
@@ -86,7 +88,8 @@ async fn a_request_is_answered_once(db: Database) {
     let detail = registry.device(&device("a")).await.unwrap().unwrap();
     assert_eq!(detail.certificates.len(), 2);
     assert!(detail.certificates.iter().all(|one| one.status == CertificateStatus::Active));
-    assert!(registry.confirm_certificate(&Fingerprint::of(b"a2")).await.unwrap());
+    let shown = (device("a"), Shown::Certificate(Fingerprint::of(b"a2")));
+    assert_eq!(registry.confirm(&[shown]).await.unwrap(), [Ok(true)]);
     let old = registry.look_up(&certificate_of("a").fingerprint).await.unwrap().unwrap().certificate;
     let left = old.valid_until.unwrap() - doorward::clock::utc();
     assert_eq!(old.status, CertificateStatus::Superseded);
@@ -264,4 +267,41 @@ async fn old_requests_are_swept_away(db: Database) {
         .unwrap();
     registry.prune_history(doorward::clock::utc(), 1000).await.unwrap();
     assert_eq!(db.number("SELECT count(*) FROM requests").await, 1, "what waits waits");
+}
+
+async fn what_many_have_shown_is_confirmed_at_once_and_each_for_itself(db: Database) {
+    let registry = &db.registry;
+    add(registry, &["a", "b", "c", "d"]).await;
+    let version = KeyVersion::from_number(2).unwrap();
+    let key = NewKey { version, sealed: vec![1], grace: GRACE };
+    for id in ["a", "c", "d"] {
+        registry.add_key(&device(id), &key).await.unwrap();
+    }
+    let renewal = Renewal { from: Some(certificate_of("a").fingerprint), grace: GRACE };
+    registry.add_certificate(&device("a"), &certificate_of("a2"), &renewal).await.unwrap();
+    registry.set_status(&device("c"), Act::Suspend, Some("x")).await.unwrap();
+    let shown = [
+        (device("d"), Shown::Key(version)),
+        (device("a"), Shown::Key(version)),
+        (device("b"), Shown::Key(version)),
+        (device("c"), Shown::Key(version)),
+        (device("a"), Shown::Certificate(certificate_of("a2").fingerprint)),
+        (device("a"), Shown::Certificate(Fingerprint::of(b"unknown"))),
+        (device("a"), Shown::Key(version)),
+    ];
+    let before = registry.audit_head().await.unwrap().count;
+    let outcomes = registry.confirm(&shown).await.unwrap();
+    let words: Vec<_> = outcomes.iter().map(|outcome| outcome.as_ref().map_err(|_| "no")).collect();
+    assert_eq!(
+        words,
+        [Ok(&true), Ok(&true), Err("no"), Err("no"), Ok(&true), Err("no"), Ok(&false)],
+        "{outcomes:?}"
+    );
+    assert_eq!(
+        registry.audit_head().await.unwrap().count - before,
+        5,
+        "two keys, two that they follow, one certificate"
+    );
+    assert_eq!(registry.confirm(&[]).await.unwrap(), []);
+    assert_eq!(registry.confirm(&shown[..2]).await.unwrap(), [Ok(false), Ok(false)]);
 }
