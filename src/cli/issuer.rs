@@ -7,13 +7,15 @@ use std::time::SystemTime;
 
 use clap::Subcommand;
 use doorward_pki::Authority;
+use doorward_proto::ids::DeviceId;
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::{Failure, Outcome};
 use super::gateway::start_log;
-use super::{Shared, issue, output};
+use super::{Shared, device, issue, output};
 use crate::gateway;
 use crate::home::Home;
 use crate::issuer::{self, Signer};
@@ -26,12 +28,26 @@ pub(super) enum Issuer {
         It needs pki/issuing.crt and pki/issuing.key in its home, and the rights of doorward_issuer in Postgres.\n\
         A gateway that has the issuing key in its own home answers requests by itself.")]
     Run,
+    /// The newest requests of devices for certificates, and what has become of them
+    #[command(after_help = "Example:\n  doorward issuer list --waiting")]
+    List {
+        /// Of this device alone
+        #[arg(long, value_name = "ID")]
+        device: Option<DeviceId>,
+        /// Those that wait for an issuer alone
+        #[arg(long)]
+        waiting: bool,
+        /// How many at most
+        #[arg(long, value_name = "N", default_value_t = 1000)]
+        limit: u32,
+    },
 }
 
 impl Issuer {
     pub(super) async fn run(&self, shared: &Shared) -> Outcome {
         match self {
             Self::Run => run(shared).await,
+            Self::List { device, waiting, limit } => list(shared, device.as_ref(), *waiting, *limit).await,
         }
     }
 }
@@ -71,6 +87,40 @@ async fn run(shared: &Shared) -> Outcome {
             _ = interrupt.recv() => stop.cancel(),
         }
     }
+}
+
+async fn list(shared: &Shared, device: Option<&DeviceId>, waiting: bool, limit: u32) -> Outcome {
+    let registry = shared.registry().await?;
+    if let Some(device) = device {
+        device::find(&*registry, device).await?;
+    }
+    let requests = registry.requests(device, waiting, limit).await?;
+    if shared.json {
+        let rows: Vec<_> = requests
+            .iter()
+            .map(|r| {
+                json!({
+                    "request": r.id, "device": r.device, "state": r.state, "reason": r.reason, "gateway": r.gateway,
+                    "asked": output::time(r.asked), "expires": output::time(r.expires), "serial": r.issued,
+                })
+            })
+            .collect();
+        return output::json(&rows);
+    }
+    let mut table =
+        output::table(["REQUEST", "DEVICE", "STATE", "ASKED", "EXPIRES", "GATEWAY", "SERIAL OR REASON"]);
+    for r in &requests {
+        table.add_row([
+            r.id.to_string(),
+            r.device.to_string(),
+            r.state.clone(),
+            output::time(r.asked),
+            output::time(r.expires),
+            output::plain(&r.gateway),
+            output::plain(r.issued.as_deref().or(r.reason.as_deref()).unwrap_or("-")),
+        ]);
+    }
+    output::print_table(&table, "there is no such request")
 }
 
 /// An issuer of this configuration.

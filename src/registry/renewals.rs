@@ -73,6 +73,27 @@ pub struct WaitingRequest {
     pub certificates: Vec<Vec<u8>>,
 }
 
+/// A request, as operators see it.
+#[derive(Debug, Clone)]
+pub struct RequestSummary {
+    /// Its number.
+    pub id: i64,
+    /// Whose.
+    pub device: DeviceId,
+    /// Where it stands: `waiting`, `issued`, `refused`; one that has waited in vain is `expired`.
+    pub state: String,
+    /// Why it was refused.
+    pub reason: Option<String>,
+    /// Who has heard it.
+    pub gateway: String,
+    /// When it was asked, the last time.
+    pub asked: OffsetDateTime,
+    /// Until when it waits.
+    pub expires: OffsetDateTime,
+    /// The certificate that it has brought.
+    pub issued: Option<String>,
+}
+
 /// An issuer's answer to a request.
 #[derive(Debug, Clone)]
 pub enum Decision {
@@ -111,6 +132,13 @@ pub trait Renewals {
     async fn requested(&self, ids: &[i64]) -> Result<HashMap<i64, Requested>>;
     /// The oldest requests that wait, at most `limit`.
     async fn waiting_requests(&self, limit: u32) -> Result<Vec<WaitingRequest>>;
+    /// The newest requests, of one device or of all, those that wait alone or all; at most `limit`.
+    async fn requests(
+        &self,
+        device: Option<&DeviceId>,
+        waiting: bool,
+        limit: u32,
+    ) -> Result<Vec<RequestSummary>>;
     /// An issuer's answers, all in one transaction: for each why it could not be recorded, if it could not. One that was
     /// answered before stays as it is.
     async fn decide_requests(&self, decisions: &[(i64, Decision)]) -> Result<Vec<Option<String>>>;

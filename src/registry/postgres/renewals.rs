@@ -8,7 +8,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
 use super::super::renewals::{
-    Decision, NewRequest, REQUEST_HOLDS, Renewals, Requested, Shown, WaitingRequest,
+    Decision, NewRequest, REQUEST_HOLDS, Renewals, RequestSummary, Requested, Shown, WaitingRequest,
 };
 use super::super::shared::{Phase, clean, device_id, fleet_id, unreadable, within};
 use super::super::{
@@ -37,6 +37,15 @@ impl Renewals for Postgres {
 
     async fn waiting_requests(&self, limit: u32) -> Result<Vec<WaitingRequest>> {
         within(OPERATOR_DEADLINE, waiting(self, limit)).await
+    }
+
+    async fn requests(
+        &self,
+        device: Option<&DeviceId>,
+        waiting: bool,
+        limit: u32,
+    ) -> Result<Vec<RequestSummary>> {
+        within(OPERATOR_DEADLINE, list(self, device, waiting, limit)).await
     }
 
     async fn decide_requests(&self, decisions: &[(i64, Decision)]) -> Result<Vec<Option<String>>> {
@@ -191,6 +200,42 @@ async fn waiting(registry: &Postgres, limit: u32) -> Result<Vec<WaitingRequest>>
                 rows::get(row, "not_after")?,
             ),
             certificates: row.try_get("certificates").map_err(|error| unreadable(&error))?,
+        })
+    };
+    found.iter().map(read).collect()
+}
+
+async fn list(
+    registry: &Postgres,
+    device: Option<&DeviceId>,
+    waiting: bool,
+    limit: u32,
+) -> Result<Vec<RequestSummary>> {
+    let mut connection = registry.operator().await?;
+    let found = sqlx::query(
+        "SELECT r.id, r.device, r.reason, r.gateway, r.asked, r.expires, c.serial,
+                CASE WHEN r.state = 'waiting' AND r.expires <= now() THEN 'expired' ELSE r.state END AS state
+         FROM requests AS r LEFT JOIN certificates AS c ON c.fingerprint = r.issued
+         WHERE ($1::text IS NULL OR r.device = $1) AND (NOT $2 OR r.state = 'waiting' AND r.expires > now())
+         ORDER BY r.asked DESC, r.id DESC LIMIT $3",
+    )
+    .bind(device.map(|device| device.as_str()))
+    .bind(waiting)
+    .bind(i64::from(limit))
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(error::read)?;
+    connection.release();
+    let read = |row: &PgRow| {
+        Ok(RequestSummary {
+            id: rows::get(row, "id")?,
+            device: device_id(rows::get(row, "device")?)?,
+            state: rows::get(row, "state")?,
+            reason: rows::get(row, "reason")?,
+            gateway: rows::get(row, "gateway")?,
+            asked: rows::get(row, "asked")?,
+            expires: rows::get(row, "expires")?,
+            issued: rows::get(row, "serial")?,
         })
     };
     found.iter().map(read).collect()

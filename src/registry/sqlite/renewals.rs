@@ -9,7 +9,7 @@ use serde_json::Value;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::super::renewals::{
-    Decision, NewRequest, REQUEST_HOLDS, Renewals, Requested, Shown, WaitingRequest,
+    Decision, NewRequest, REQUEST_HOLDS, Renewals, RequestSummary, Requested, Shown, WaitingRequest,
 };
 use super::super::shared::{Phase, clean, device_id, fleet_id, within};
 use super::super::{
@@ -42,6 +42,15 @@ impl Renewals for Sqlite {
 
     async fn waiting_requests(&self, limit: u32) -> Result<Vec<WaitingRequest>> {
         within(OPERATOR_DEADLINE, waiting(self, limit)).await
+    }
+
+    async fn requests(
+        &self,
+        device: Option<&DeviceId>,
+        waiting: bool,
+        limit: u32,
+    ) -> Result<Vec<RequestSummary>> {
+        within(OPERATOR_DEADLINE, list(self, device, waiting, limit)).await
     }
 
     async fn decide_requests(&self, decisions: &[(i64, Decision)]) -> Result<Vec<Option<String>>> {
@@ -229,6 +238,41 @@ async fn waiting(registry: &Sqlite, limit: u32) -> Result<Vec<WaitingRequest>> {
         });
     }
     Ok(waiting)
+}
+
+async fn list(
+    registry: &Sqlite,
+    device: Option<&DeviceId>,
+    waiting: bool,
+    limit: u32,
+) -> Result<Vec<RequestSummary>> {
+    let mut connection = registry.reader().await?;
+    let found = sqlx::query(
+        "SELECT r.id, r.device, r.reason, r.gateway, r.asked, r.expires, c.serial,
+                CASE WHEN r.state = 'waiting' AND r.expires <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now') THEN 'expired' ELSE r.state END AS state
+         FROM requests AS r LEFT JOIN certificates AS c ON c.fingerprint = r.issued
+         WHERE (?1 IS NULL OR r.device = ?1) AND (NOT ?2 OR r.state = 'waiting' AND r.expires > strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+         ORDER BY r.asked DESC, r.id DESC LIMIT ?3",
+    )
+    .bind(device.map(|device| device.as_str()))
+    .bind(waiting)
+    .bind(i64::from(limit))
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(error::read)?;
+    let read = |row: &SqliteRow| {
+        Ok(RequestSummary {
+            id: rows::get(row, "id")?,
+            device: device_id(rows::get(row, "device")?)?,
+            state: rows::get(row, "state")?,
+            reason: rows::get(row, "reason")?,
+            gateway: rows::get(row, "gateway")?,
+            asked: rows::moment(row, "asked")?,
+            expires: rows::moment(row, "expires")?,
+            issued: rows::get(row, "serial")?,
+        })
+    };
+    found.iter().map(read).collect()
 }
 
 async fn decide(

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use doorward::config::Config;
-use doorward::registry::renewals::{Decision, NewRequest, Renewals, Requested, Shown, WaitingRequest};
+use doorward::registry::renewals::{
+    Decision, NewRequest, Renewals, RequestSummary, Requested, Shown, WaitingRequest,
+};
 use doorward::registry::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
     DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark,
@@ -317,6 +319,15 @@ impl Renewals for Hooked {
 
     async fn waiting_requests(&self, limit: u32) -> Result<Vec<WaitingRequest>> {
         self.asked()?.waiting_requests(limit).await
+    }
+
+    async fn requests(
+        &self,
+        device: Option<&DeviceId>,
+        waiting: bool,
+        limit: u32,
+    ) -> Result<Vec<RequestSummary>> {
+        self.asked()?.requests(device, waiting, limit).await
     }
 
     async fn decide_requests(&self, decisions: &[(i64, Decision)]) -> Result<Vec<Option<String>>> {

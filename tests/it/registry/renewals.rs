@@ -25,6 +25,7 @@ contract!(
     many_at_once_are_answered_in_their_order,
     what_is_decided_is_audited,
     old_requests_are_swept_away,
+    operators_see_the_newest_first,
     what_many_have_shown_is_confirmed_at_once_and_each_for_itself,
 );
 
@@ -253,6 +254,33 @@ async fn what_is_decided_is_audited(db: Database) {
             format!("SELECT count(*) FROM audit WHERE body LIKE '%\"{act}\"%{words}%' AND id > {before}");
         assert_eq!(db.number(&sql).await, 1, "{act}");
     }
+}
+
+async fn operators_see_the_newest_first(db: Database) {
+    let registry = &db.registry;
+    add(registry, &["a", "b"]).await;
+    let first = waits(registry, "a", "1").await;
+    let issued = waits(registry, "b", "2").await;
+    let last = waits(registry, "a", "3").await;
+    decide(registry, issued, issue("b2")).await;
+    db.execute("UPDATE requests SET asked = '2026-01-01T00:00:00.000Z' WHERE device = 'b'").await.unwrap();
+    let seen = async |id: Option<&str>, waiting, limit| {
+        let id = id.map(device);
+        let found = registry.requests(id.as_ref(), waiting, limit).await.unwrap();
+        found.into_iter().map(|request| (request.id, request.state, request.issued)).collect::<Vec<_>>()
+    };
+    let (refused, waiting) = ((first, "refused".to_owned(), None), (last, "waiting".to_owned(), None));
+    let brought = (issued, "issued".to_owned(), Some(certificate_of("b2").serial));
+    assert_eq!(seen(None, false, 10).await, [waiting.clone(), refused.clone(), brought.clone()]);
+    assert_eq!(seen(None, false, 1).await, std::slice::from_ref(&waiting));
+    assert_eq!(seen(Some("a"), false, 10).await, [waiting.clone(), refused]);
+    assert_eq!(seen(Some("b"), false, 10).await, [brought]);
+    assert_eq!(seen(None, true, 10).await, [waiting]);
+    db.execute("UPDATE requests SET expires = '2026-01-01T00:00:00.000Z' WHERE state = 'waiting'")
+        .await
+        .unwrap();
+    assert!(seen(None, true, 10).await.is_empty());
+    assert_eq!(seen(None, false, 1).await, [(last, "expired".to_owned(), None)]);
 }
 
 async fn old_requests_are_swept_away(db: Database) {
