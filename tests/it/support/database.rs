@@ -276,7 +276,9 @@ pristine() {
 # What a run that was cut off has left.
 [ ! -f "$place/data/postmaster.pid" ] || run "$bin/pg_ctl" -D "$place/data" -m immediate stop
 pristine
-rm -rf "$place/data" && cp -a "$place/pristine" "$place/data" || exit 1
+# A server that was stopped in a hurry may still write for a moment.
+for _ in 1 2 3 4 5 6 7 8 9 10; do rm -rf "$place/data" && break; sleep 1; done
+[ ! -e "$place/data" ] && cp -a "$place/pristine" "$place/data" || exit 1
 start || { cat "$place/data/server.log"; exit 1; }
 echo "$port" >"$place/port"
 touch "$place/ready"
