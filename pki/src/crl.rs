@@ -1,7 +1,11 @@
 //! Certificate revocation lists (RFC 5280 §5): what an authority says of its certificates to those who have no registry.
 //!
-//! rcgen writes and signs a list. What it cannot say without a URI, that the list is of users' certificates alone
+//! [`Crl`] is ours, [`RevocationList`] another CA's. rcgen writes and signs a list. What it cannot say without a URI, that the list is of users' certificates alone
 //! (§5.2.5), is put in behind its extensions, and the whole is signed again.
+
+mod read;
+
+pub use read::{MAX_FILE_BYTES, ReadError, RevocationList, SerialBytes, sections, updates};
 
 use std::fmt;
 use std::str::FromStr;

@@ -5,10 +5,14 @@
 
 mod ca;
 mod fingerprint;
+mod path;
+mod server;
 mod text;
 
-pub use ca::CaCertificate;
+pub use ca::{CaCertificate, CaId};
 pub use fingerprint::{Fingerprint, FingerprintError};
+pub use path::{is_signed_by, issued_by};
+pub use server::ServerCertificate;
 pub use text::{display_subject, printable};
 
 use std::fmt;

@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | [`profile`] | the one table of what each kind of certificate says |
 //! | [`authority`] | a CA with its key: makes, loads, issues |
-//! | [`crl`] | a list of what an authority has revoked, for those who have no registry |
+//! | [`crl`] | lists of what is revoked: ours, for those who have no registry, and another CA's |
 //! | [`csr`] | a request, of which only the proven public key is believed |
 //! | [`identity`] | what a certificate that somebody presents says, and whether it is fit for a device |
 //! | [`serial`] | serial numbers |
@@ -32,9 +32,11 @@ mod testing;
 
 pub use authority::{Authority, Certificate, Host, IssueError, LoadError, key_to_pem};
 pub use bundle::{BulkLine, DeviceFile, HmacKey, HmacKeyEntry, PrivateKeyPem};
-pub use crl::{Crl, CrlError, DistributionPoint, Reason, Scope};
+pub use crl::{Crl, CrlError, DistributionPoint, Reason, RevocationList, Scope};
 pub use csr::{CsrError, Request};
-pub use identity::{CaCertificate, Fingerprint, Leaf, LeafError, Unfit, display_subject, printable};
+pub use identity::{
+    CaCertificate, CaId, Fingerprint, Leaf, LeafError, ServerCertificate, Unfit, display_subject, printable,
+};
 pub use pem::certificate_to_pem;
 pub use seal::{MasterKey, SealError};
 pub use serial::Serial;

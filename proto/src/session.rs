@@ -11,6 +11,7 @@
 mod accepted;
 mod grant;
 mod output;
+mod reconfigure;
 mod rekey;
 mod renew;
 mod subscriptions;

@@ -1,6 +1,6 @@
 //! What the gateway must know of a CA certificate.
 
-use super::{LeafError, extension, is_ca, key_usage, parse};
+use super::{Fingerprint, LeafError, extension, is_ca, key_usage, parse};
 use crate::hex;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_KEY_IDENTIFIER;
@@ -8,12 +8,18 @@ use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_KEY_IDENTIFIER;
 /// Bit 5 of KeyUsage (RFC 5280 §4.2.1.3).
 const KEY_CERT_SIGN: u16 = 1 << 5;
 
+/// A CA's name and key: what it has signed stays its own when its certificate is renewed, and a CA of the same name with
+/// another key is another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CaId(Fingerprint);
+
 /// A CA certificate's facts. A resumed handshake skips path validation and rustls-webpki ignores `keyCertSign=false`, so
 /// the gateway asks these itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaCertificate {
     subject: Vec<u8>,
     key_id: Option<String>,
+    id: CaId,
     is_ca: bool,
     key_cert_sign: bool,
     not_before: i64,
@@ -36,6 +42,9 @@ impl CaCertificate {
         Ok(Self {
             subject: certificate.subject().as_raw().to_vec(),
             key_id,
+            id: CaId(Fingerprint::of(
+                &[certificate.subject().as_raw(), certificate.public_key().raw].concat(),
+            )),
             is_ca: is_ca(&certificate)?,
             key_cert_sign: key_usage(&certificate)?.is_some_and(|usage| usage & KEY_CERT_SIGN != 0),
             not_before: certificate.validity().not_before.timestamp(),
@@ -53,6 +62,12 @@ impl CaCertificate {
     #[must_use]
     pub fn key_id(&self) -> Option<&str> {
         self.key_id.as_deref()
+    }
+
+    /// Its name and key.
+    #[must_use]
+    pub const fn id(&self) -> CaId {
+        self.id
     }
 
     /// Whether basicConstraints says CA.
