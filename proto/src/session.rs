@@ -258,7 +258,7 @@ impl Session {
             return;
         }
         let was = std::mem::replace(&mut self.grant, grant);
-        self.bucket.set(self.grant.limits.rate, now.monotonic);
+        self.take_limits(was.limits, now);
         self.untold.get_or_insert_with(|| Box::new(was));
         self.tell_changes(now);
         self.hand_out_key(now);

@@ -8,6 +8,8 @@
 mod closing;
 #[path = "two_ends/link_checks.rs"]
 mod link_checks;
+#[path = "two_ends/reconfigure.rs"]
+mod reconfigure;
 #[path = "two_ends/rekey.rs"]
 mod rekey;
 #[path = "two_ends/renew.rs"]

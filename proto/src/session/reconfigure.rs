@@ -17,10 +17,19 @@ impl Session {
         if self.grant.limits != limits {
             let was = self.grant.clone();
             self.grant.limits = limits;
-            self.bucket.set(limits.rate, now.monotonic);
+            self.take_limits(was.limits, now);
             self.untold.get_or_insert_with(|| Box::new(was));
             self.tell_changes(now);
         }
         self.tick(now);
+    }
+
+    /// The limits of the grant are others than they were.
+    pub(super) fn take_limits(&mut self, was: Limits, now: Moment) {
+        self.bucket.set(self.grant.limits.rate, now.monotonic);
+        if was.heartbeat != self.grant.limits.heartbeat {
+            // Its silence so far was one that the old heartbeat allowed.
+            self.heard = now.monotonic;
+        }
     }
 }
