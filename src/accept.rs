@@ -13,6 +13,7 @@ use doorward_pki::identity::{Fingerprint, Leaf, display_subject};
 use doorward_proto::ids::DeviceId;
 use doorward_proto::session::Grant;
 use doorward_proto::time::NumericDate;
+use rustls::pki_types::CertificateDer;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -85,6 +86,11 @@ pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: Canc
             () = stop.cancelled() => return,
         };
         match accepted {
+            // No certificate can be judged: closed before one is asked for.
+            Ok((_, peer)) if !gateway.clock_is_right() => {
+                gateway.counters.clock_behind();
+                debug!(%peer, "closed: the clock is behind the build");
+            }
             Ok((tcp, peer)) => match Arc::clone(&gateway.connections).try_acquire_owned() {
                 Ok(permit) => {
                     // No drain waits for a stranger: only who has been let in is counted among `tasks`.
@@ -120,7 +126,7 @@ async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, permit: 
         return;
     };
     let id: Arc<str> = id.into();
-    let deadline = gateway.config.limits.handshake_timeout.0;
+    let deadline = gateway.live().config.limits.handshake_timeout.0;
     // Boxed and dropped here: a session does not keep its handshake's state.
     let handshake = Box::pin(handshake(&gateway, tcp, peer, &id));
     match tokio::time::timeout(deadline, handshake).await {
@@ -160,7 +166,7 @@ async fn handshake(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, id:
     let hello = LazyConfigAcceptor::new(Acceptor::default(), Counted::new(tcp)).await;
     let Ok(turn) = gateway.handshakes.acquire().await else { return Outcome::Over };
     let (accepted, subject) = {
-        let accept = async { hello?.into_stream(gateway.tls.load_full()).await };
+        let accept = async { hello?.into_stream(gateway.live().tls.server_config()).await };
         let mut accepting = std::pin::pin!(tls::noting_subject(accept));
         let in_turn = tokio::time::timeout(TURN, &mut accepting).await;
         // Over with the last computation: what comes now waits for the peer and for the registry.
@@ -178,10 +184,10 @@ async fn handshake(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, id:
             return Outcome::Over;
         }
     };
-    let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).cloned();
+    let chain = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
     // The verifier demands a certificate; none here would be a hole, not a guest.
-    let Some(leaf) = leaf else { return Outcome::Over };
-    match admit_request(gateway, &mut stream, peer, id, &leaf).await {
+    let Some(leaf) = chain.first() else { return Outcome::Over };
+    match admit_request(gateway, &mut stream, peer, id, &chain).await {
         Ok(Some((wanted, rest, mut place, grant))) => {
             if let Err(error) = upgrade::accept(&mut stream, &wanted).await {
                 debug!(connection = %id, %peer, %error, "gone during the upgrade");
@@ -192,9 +198,7 @@ async fn handshake(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, id:
             Outcome::Admitted(Box::new(Admitted { stream, rest, handle, grant, peer, stay }))
         }
         Ok(None) => Outcome::Over,
-        Err(denied) => {
-            Outcome::Refused(Box::new(Refused { stream, subject: display_subject(&leaf), denied }))
-        }
+        Err(denied) => Outcome::Refused(Box::new(Refused { stream, subject: display_subject(leaf), denied })),
     }
 }
 
@@ -205,7 +209,7 @@ async fn admit_request<'a>(
     stream: &mut Stream,
     peer: SocketAddr,
     id: &Arc<str>,
-    der: &[u8],
+    chain: &[CertificateDer<'static>],
 ) -> Result<Option<Admission<'a>>, Denied> {
     let mut rest = Vec::new();
     let head = upgrade::read_head(stream, &mut rest).await;
@@ -222,6 +226,7 @@ async fn admit_request<'a>(
             return Ok(None);
         }
     };
+    let der = chain.first().map_or(&[][..], |leaf| leaf);
     let leaf = Leaf::parse(der).map_err(|error| Denied::new(Problem::CertificateUnfit, error.to_string()))?;
     let fingerprint = Fingerprint::of(der);
     let leaf_ends = clock::date(NumericDate::from_seconds(leaf.not_after()));
@@ -243,9 +248,13 @@ async fn admit_request<'a>(
         let now = clock::now().wall;
         let late = record.as_ref().map_or(Ok(Duration::ZERO), |record| gateway.granter.lateness(record))?;
         identity::judge(&leaf, record.as_ref(), now, late)?;
+        // By what is trusted now: that may be less than when the handshake began, and a resumed one asked nobody.
+        let live = gateway.live();
+        let origin = live.trust().origin(&leaf, chain);
+        live.trust().judge(&origin, now)?;
         // Known devices alone are told what is wrong with their requests.
         if let Some(request) = request.take() {
-            wanted = Some(request.judge(&gateway.config.gateway.origins)?);
+            wanted = Some(request.judge(&live.config.gateway.origins)?);
         }
         let (Some(record), Some(key), Some(watch)) = (record, wanted.as_ref().map(|w| w.key), &watch) else {
             break;
@@ -263,6 +272,7 @@ async fn admit_request<'a>(
             key,
             certificate_ends: leaf_ends,
             asks_from,
+            origin,
             supersedes: record.certificate.supersedes,
             heard_ms: AtomicI64::new(now.as_millis()),
             ..Handle::new(Arc::clone(id), record.device, record.fleet, peer, fingerprint)

@@ -19,6 +19,7 @@ mod issuer;
 mod message;
 mod output;
 mod receipt;
+mod renew_cert;
 mod rotate;
 mod session;
 

@@ -2,6 +2,8 @@
 //! their line. `Config::default()` is what an empty file means, and `config/default.toml` says the same in words.
 
 mod certificates;
+mod crl;
+mod live;
 mod show;
 
 use std::net::SocketAddr;
@@ -16,6 +18,8 @@ use crate::home::Home;
 use crate::registry::DatabaseUrl;
 
 pub use certificates::CertificatesSection;
+pub use crl::{CrlSection, served_as};
+pub use live::{Taken, take};
 pub use show::{Setting, Source, settings};
 
 /// The text that `init` writes: every key, its default, and what it does.
@@ -70,6 +74,8 @@ pub struct Config {
     pub tls: TlsSection,
     /// Renewals.
     pub certificates: CertificatesSection,
+    /// Revocation lists for others.
+    pub crl: CrlSection,
     /// Bounds on connections and sessions.
     pub limits: LimitsSection,
     /// Times of a session.
@@ -120,6 +126,8 @@ pub struct TlsSection {
     pub key: PathBuf,
     /// The CAs that sign devices, or a root above them.
     pub device_cas: Vec<PathBuf>,
+    /// Revocation lists of those CAs, besides what the registry says.
+    pub crls: Vec<PathBuf>,
     /// `1.3`, or `1.2` for devices that know nothing newer.
     pub min_version: TlsVersion,
 }
@@ -209,6 +217,7 @@ impl Default for TlsSection {
             certificate: "pki/gateway.crt".into(),
             key: "pki/gateway.key".into(),
             device_cas: vec!["pki/issuing.crt".into()],
+            crls: Vec::new(),
             min_version: TlsVersion::V1_3,
         }
     }
@@ -375,6 +384,7 @@ impl Config {
         if self.tls.device_cas.is_empty() {
             return no("tls.device_cas", "[]".to_owned(), "without a device CA nobody could be let in");
         }
+        self.crl.check()?;
         if limits.outgoing_bytes < 2 * limits.message_bytes {
             let reason = "it must be at least twice limits.message_bytes: a message grows by a third on its way to a subscriber";
             return no("limits.outgoing_bytes", limits.outgoing_bytes.to_string(), reason);
@@ -453,6 +463,9 @@ mod tests {
             ("[session]\nheartbeat = \"soon\"", "'soon' is not a length of time"),
             ("[messages]\nkeep = \"1m\"", "at least 10m"),
             ("[tls]\ndevice_cas = []", "nobody could be let in"),
+            ("[crl]\nlisten = \"here\"", "socket address"),
+            ("[crl]\nfiles = [\"a/x.crl\", \"b/x.crl\"]", "line 2: crl.files"),
+            ("[crl]\nfiles = [\"a/..\"]", "a file's name"),
             ("[tls]\nmin_version = \"1.1\"", "unknown variant"),
             ("[gateway]\nurl = \"ws://x/v1/device\"", "does not begin with wss://"),
             ("[gateway]\nlisten = \"here\"", "socket address"),

@@ -4,6 +4,7 @@
 //! the acks of many messages leave in one frame and one write.
 
 mod closing;
+mod live;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -28,9 +29,9 @@ use tracing::{debug, info};
 use crate::accept::{Admitted, Stream};
 use crate::clock;
 use crate::entropy;
-use crate::gateway::Gateway;
 use crate::gateway::mailbox::{Ending, Outcome, Renewed};
 use crate::gateway::sessions::{Handle, Proof};
+use crate::gateway::{Gateway, Live};
 use crate::registry::NewEvent;
 use crate::registry::renewals::Shown;
 use crate::sink::{Job, NoRoom};
@@ -52,13 +53,14 @@ const NOT_NOW: &str = "the store does not take messages now; nothing of this one
 /// Runs a session to its end.
 pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: OwnedSemaphorePermit) {
     let Admitted { stream, rest, handle, mut grant, peer, stay } = admitted;
+    let longest = gateway.live().config.limits.message_bytes;
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(WRITE_BUFFER)
-        .max_write_buffer_size(2 * gateway.config.limits.outgoing_bytes + WRITE_BUFFER)
+        .max_write_buffer_size(2 * gateway.live().config.limits.outgoing_bytes + WRITE_BUFFER)
         // The gateway's own: the fleet's limit, which may become wider, is the session's to hold.
-        .max_message_size(Some(gateway.config.limits.message_bytes))
-        .max_frame_size(Some(gateway.config.limits.message_bytes));
+        .max_message_size(Some(longest))
+        .max_frame_size(Some(longest));
     let ws = WebSocketStream::from_partially_read(stream, rest, Role::Server, Some(config)).await;
     let now = clock::now();
 
@@ -67,6 +69,8 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: Owned
     if let Some(newer) = mail.grant {
         grant = *newer;
     }
+    let live = gateway.live();
+    grant.limits = live::limits(&gateway, &live, &grant, longest);
     let challenge = match (mail.close, entropy::random()) {
         (None, Ok(challenge)) => Ok(challenge),
         (Some(ending), _) => Err(ending.close),
@@ -80,12 +84,14 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: Owned
             closing_handshake(ws, Some(frame(close))).await;
         }
         Ok(challenge) => {
-            let session = Session::open(grant, Arc::clone(&gateway.settings), challenge, now);
+            let session = Session::open(grant, Arc::clone(&live.settings), challenge, now);
             gateway.counters.opened();
             debug!(connection = %handle.id, device = %handle.device, %peer, "session opened");
             let mut connection = Connection {
                 timer: Box::pin(tokio::time::sleep_until(clock::instant(session.deadline(now)))),
                 gateway,
+                live,
+                longest,
                 handle,
                 session,
                 ws,
@@ -105,6 +111,10 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: Owned
 
 struct Connection {
     gateway: Arc<Gateway>,
+    /// What the gateway goes by, as this session knows it.
+    live: Arc<Live>,
+    /// The longest message that the WebSocket takes, as of its opening.
+    longest: usize,
     handle: Arc<Handle>,
     session: Session,
     ws: WebSocketStream<Stream>,
@@ -198,8 +208,11 @@ impl Connection {
                 Outcome::Fenced => {}
             }
         }
+        if mail.reconfigured {
+            self.reconfigure(now);
+        }
         if let Some(grant) = mail.grant {
-            self.session.update(*grant, now);
+            self.update(*grant, now);
         }
         if let Some(renewed) = mail.renewal {
             let Renewed { reference, answer } = *renewed;
@@ -223,7 +236,7 @@ impl Connection {
     /// Signs a message of its subscriptions if there is room for it, else it waits in the mailbox: a burst does not make a
     /// slow reader of one that reads.
     fn deliver(&mut self, now: Moment) -> bool {
-        if self.outgoing_bytes > self.gateway.config.limits.outgoing_bytes / 2 {
+        if self.outgoing_bytes > self.live.config.limits.outgoing_bytes / 2 {
             return false;
         }
         let message = self.handle.mailbox.next_delivery();
@@ -241,7 +254,7 @@ impl Connection {
 
     /// Reads what the socket has, as long as there is room for it.
     fn read(&mut self, cx: &mut Context<'_>, now: Moment) -> Option<Ended> {
-        let most = self.gateway.config.limits.undecided;
+        let most = self.live.config.limits.undecided;
         for _ in 0..MAX_FRAMES {
             // What a draining session has not read stays unread: the device sends it again elsewhere.
             if self.held.is_some() || self.ending.is_some() || self.session.undecided() >= most {
@@ -288,7 +301,7 @@ impl Connection {
                 Output::Send(text) => {
                     self.outgoing_bytes += text.len();
                     self.outgoing.push_back(Message::text(text));
-                    if self.outgoing_bytes > self.gateway.config.limits.outgoing_bytes {
+                    if self.outgoing_bytes > self.live.config.limits.outgoing_bytes {
                         return Some(Ended::Ours(Close::SlowReader));
                     }
                 }
@@ -296,7 +309,7 @@ impl Connection {
                 Output::Store(accepted) => {
                     let job = Job::new(accepted, &self.handle);
                     // A quarter of max_skew is the longest that a socket may stay unread; this is well below it.
-                    let until = now.monotonic + self.gateway.granter.limits.max_skew / 8;
+                    let until = now.monotonic + self.live.limits.max_skew / 8;
                     self.push(cx, job, until, now);
                 }
                 Output::Proven => self.proven(),
@@ -327,13 +340,13 @@ impl Connection {
         if self.handle.supersedes {
             self.gateway.shown.put(&self.handle.device, Shown::Certificate(self.handle.certificate));
         }
-        self.gateway.sink.claim(self.handle.claim(&self.gateway.settings.gateway));
+        self.gateway.sink.claim(self.handle.claim(&self.gateway.name));
     }
 
     fn event(&self, kind: &'static str, detail: String) -> NewEvent {
         NewEvent {
             at: clock::utc(),
-            gateway: Arc::clone(&self.gateway.settings.gateway),
+            gateway: Arc::clone(&self.gateway.name),
             device: Some(self.handle.device.clone()),
             kind,
             peer: self.peer.to_string(),

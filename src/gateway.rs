@@ -3,37 +3,42 @@
 mod confirm;
 mod credentials;
 mod follow;
+mod live;
 pub(crate) mod mailbox;
+mod own;
 mod records;
+mod reload;
 mod renewals;
 pub(crate) mod sessions;
 mod sight;
 mod upkeep;
+mod watch;
 mod witness;
 
+pub(crate) use live::Live;
+pub use own::Signer;
 pub(crate) use records::Source;
+pub use reload::{ReloadError, Reloaded};
 pub(crate) use renewals::Renewing;
 pub(crate) use sight::Sight;
 pub(crate) use upkeep::SEEN_EVERY;
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use doorward_pki::seal::MasterKey;
 use doorward_proto::close::Close;
-use doorward_proto::limits::{Limits, Rate};
-use doorward_proto::session::Settings;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::config::{self, Config, ConfigError};
+use crate::config::Config;
 use crate::home::{self, FileError, Home};
 use crate::identity::Granter;
 use crate::metrics::Counters;
@@ -43,11 +48,13 @@ use crate::registry::{Enrolment, NewEvent, Registry, RegistryError};
 use crate::route::Routes;
 use crate::sink::{self, Sink};
 use crate::tls::{self, TlsError};
-use crate::{accept, clock, entropy};
+use crate::{accept, clock, crl_server, entropy};
 
 use credentials::ShownCredentials;
 use follow::Follower;
 use mailbox::Ending;
+use own::Upcoming;
+use reload::LookedAt;
 use sessions::{Handle, Sessions};
 
 /// A part of the drain's time is kept for the store's last transaction.
@@ -71,30 +78,27 @@ pub enum StartError {
     /// The operating system's random bytes.
     #[error(transparent)]
     Entropy(#[from] entropy::NoEntropy),
-}
-
-/// Why the configuration was not taken again.
-#[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
-    /// Its text.
+    /// The address of `crl.listen`.
+    #[error("cannot listen on {0} for revocation lists (crl.listen): {1}")]
+    Lists(SocketAddr, std::io::Error),
+    /// What the environment says of the clock.
     #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The files that it names.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
+    Clock(#[from] clock::ClockError),
 }
 
 /// What all connections of a gateway share.
 pub struct Gateway {
-    pub(crate) config: Config,
-    pub(crate) settings: Arc<Settings>,
+    /// What may change while it runs.
+    live: ArcSwap<Live>,
+    looked_at: tokio::sync::Mutex<LookedAt>,
+    /// Its name, in the registry and in logs.
+    pub(crate) name: Arc<str>,
     pub(crate) registry: Arc<dyn Registry>,
     pub(crate) lookups: Arc<Lookups>,
     /// What the registry has said, for when it is away.
     pub(crate) cache: Cache,
     pub(crate) sight: Arc<Sight>,
     pub(crate) granter: Granter,
-    pub(crate) tls: ArcSwap<rustls::ServerConfig>,
     pub(crate) sessions: Sessions,
     pub(crate) routes: Arc<Routes>,
     pub(crate) sink: Arc<Sink>,
@@ -110,10 +114,19 @@ pub struct Gateway {
     /// Something speaks for a look at the feed now: a session that the store has refused, a registry that failed.
     look_at_feed: Arc<Notify>,
     draining: AtomicBool,
-    ready: watch::Sender<bool>,
+    ready: tokio::sync::watch::Sender<bool>,
     /// This run, in the registry.
     instance: String,
     home: Home,
+    /// The earliest time at which the clock is believed, in Unix time.
+    earliest: AtomicI64,
+    /// Whether the clock was behind it at the last look.
+    clock_behind: AtomicBool,
+    signer: OnceLock<Arc<Signer>>,
+    upcoming: tokio::sync::Mutex<Upcoming>,
+    /// Where revocation lists are served, until they are.
+    lists: Mutex<Option<TcpListener>>,
+    lists_at: Option<SocketAddr>,
 }
 
 impl Gateway {
@@ -127,9 +140,17 @@ impl Gateway {
         registry: Arc<dyn Registry>,
         master: MasterKey,
     ) -> Result<Arc<Self>, StartError> {
-        let tls = tls::server_config(&config, &home)?;
+        // Before anything is read: what is written meanwhile is a change.
+        let looked_at = LookedAt::new(&config, &home);
+        let tls = tls::load(&config, &home, None)?;
+        let live = Live::new(config, Arc::new(tls));
+        let config = &live.config;
         home::make_folder(&home.state())?;
         let instance = format!("{}.{:032x}", home_id(&home)?, u128::from_be_bytes(entropy::random()?));
+        let lists = match config.crl.listen {
+            Some(at) => Some(TcpListener::bind(at).await.map_err(|source| StartError::Lists(at, source))?),
+            None => None,
+        };
         let cache = Cache::open(&home.state(), registry.place(), config.limits.connections).await?;
         // No answer is no reason to stay away: the gateway serves without one, too.
         if let Ok(Some(rights)) = registry.excess_rights().await {
@@ -137,35 +158,18 @@ impl Gateway {
                 "the gateway's database role {rights}; it needs doorward_gateway alone (docs/operations.md)"
             );
         }
-        let limits = Limits {
-            max_message_bytes: config.limits.message_bytes,
-            max_skew: config.session.max_skew.0,
-            heartbeat: config.session.heartbeat.0,
-            rate: Rate { per_second: config.limits.rate_per_second, burst: config.limits.rate_burst },
-        };
-        let settings = Settings {
-            max_strikes: config.limits.strikes,
-            strike_window: config.limits.strike_window.0,
-            proof_within: config.session.proof_within.0,
-            max_subscriptions: config.limits.subscriptions,
-            ..Settings::new(config.gateway.name.as_str().into())
-        };
+        let sink = Arc::new(Sink::new(config.limits.store_queue));
+        sink.set_patience(live.patience());
         Ok(Arc::new(Self {
-            settings: Arc::new(settings),
+            name: Arc::clone(&live.settings.gateway),
             lookups: Arc::new(Lookups::new(Arc::clone(&registry))),
             cache,
             sight: Arc::new(Sight::new(config.registry.max_staleness.0)),
             registry,
-            granter: Granter {
-                master,
-                limits,
-                late: config.certificates.renew_after_expiry.0,
-                rules: Mutex::new(HashMap::new()),
-            },
-            tls: ArcSwap::new(tls),
+            granter: Granter::new(master, live.own()),
             sessions: Sessions::default(),
             routes: Arc::new(Routes::default()),
-            sink: Arc::new(Sink::new(config.limits.store_queue)),
+            sink,
             counters: Counters::default(),
             shown: ShownCredentials::default(),
             renewals: Renewing::default(),
@@ -175,10 +179,17 @@ impl Gateway {
             issue_now: Arc::new(Notify::new()),
             look_at_feed: Arc::new(Notify::new()),
             draining: AtomicBool::new(false),
-            ready: watch::Sender::new(false),
+            ready: tokio::sync::watch::Sender::new(false),
             instance,
-            config,
+            looked_at: tokio::sync::Mutex::new(looked_at),
+            live: ArcSwap::from_pointee(live),
             home,
+            earliest: AtomicI64::new(clock::earliest()?.unix_timestamp()),
+            clock_behind: AtomicBool::new(false),
+            signer: OnceLock::new(),
+            upcoming: tokio::sync::Mutex::default(),
+            lists_at: lists.as_ref().and_then(|listener| listener.local_addr().ok()),
+            lists: Mutex::new(lists),
         }))
     }
 
@@ -197,23 +208,57 @@ impl Gateway {
         self.sessions.count()
     }
 
-    /// Reads the configuration's `[tls]` and the files that it names again, for the next handshake. What is broken is
-    /// refused, and the old state stands. The other keys that have changed, which need a restart.
-    ///
-    /// # Errors
-    /// [`ReloadError`] naming the file.
-    pub fn reload(&self) -> Result<Vec<String>, ReloadError> {
-        let config = Config::load(&self.home)?;
-        self.tls.store(tls::server_config(&config, &self.home)?);
-        let rows = |config| config::settings(config, &toml::Table::new());
-        let changed =
-            rows(&self.config).into_iter().zip(rows(&config)).filter(|(old, new)| old.value != new.value);
-        Ok(changed.map(|(_, new)| new.key).filter(|key| !key.starts_with("tls.")).collect())
+    /// What the gateway goes by now.
+    pub(crate) fn live(&self) -> Arc<Live> {
+        self.live.load_full()
+    }
+
+    /// How long a drain may take.
+    pub fn drain_within(&self) -> Duration {
+        self.live.load().config.gateway.drain.0
+    }
+
+    /// The longest that what is known of the registry may serve without news of it; set at the start.
+    fn max_staleness(&self) -> Duration {
+        self.live.load().config.registry.max_staleness.0
     }
 
     /// Returns once the door is open: devices are let in, and every change from now on is followed.
     pub async fn ready(&self) {
         let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
+    }
+
+    /// Where revocation lists are served by HTTP, if they are.
+    pub fn lists_at(&self) -> Option<SocketAddr> {
+        self.lists_at
+    }
+
+    /// The files that are served as revocation lists now.
+    pub(crate) fn list_files(&self) -> Vec<std::path::PathBuf> {
+        self.live.load().config.crl.files.iter().map(|path| self.home.resolve(path)).collect()
+    }
+
+    /// Believes the clock from another time on than that of the build.
+    pub fn believe_from(&self, earliest: time::OffsetDateTime) {
+        self.earliest.store(earliest.unix_timestamp(), Ordering::SeqCst);
+    }
+
+    /// Whether certificates can be judged by the clock: else nobody is let in.
+    pub(crate) fn clock_is_right(&self) -> bool {
+        clock::utc().unix_timestamp() >= self.earliest.load(Ordering::SeqCst)
+    }
+
+    /// Says so when the clock has stepped behind the build, or back.
+    fn look_at_clock(&self) {
+        let behind = !self.clock_is_right();
+        match (self.clock_behind.swap(behind, Ordering::SeqCst), behind) {
+            (false, true) => error!(
+                earliest = clock::rfc3339(self.earliest.load(Ordering::SeqCst)),
+                "the clock has stepped back to a time that is past for sure: nobody is let in until it is set"
+            ),
+            (true, false) => info!("the clock is right again; devices are let in"),
+            _ => {}
+        }
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -227,7 +272,7 @@ impl Gateway {
         warn!(%connection, device = %from.device, %detail, "possible clone; nobody else is let in here as this device for a minute");
         self.sink.event(NewEvent {
             at: clock::utc(),
-            gateway: Arc::clone(&self.settings.gateway),
+            gateway: Arc::clone(&self.name),
             device: Some(from.device.clone()),
             kind: "possible_clone",
             peer: by.to_owned(),
@@ -247,13 +292,13 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), RegistryError> {
-    let name = &gateway.settings.gateway;
+    let name = &gateway.name;
     let enrolment = Enrolment {
         name: Arc::clone(name),
         instance: gateway.instance.clone(),
         version: env!("CARGO_PKG_VERSION"),
         address: listener.local_addr().map(|address| address.to_string()).unwrap_or_default(),
-        may_serve: follow::may_serve(gateway.config.registry.max_staleness.0),
+        may_serve: follow::may_serve(gateway.max_staleness()),
     };
     let follower = Follower::start(Arc::clone(&gateway), enrolment).await?;
     let stop = CancellationToken::new();
@@ -262,7 +307,6 @@ pub async fn serve(
         sink: Arc::clone(&gateway.sink),
         registry: Arc::clone(&gateway.registry),
         routes: Arc::clone(&gateway.routes),
-        patience: gateway.granter.limits.max_skew / 10,
         look_at_feed: Arc::clone(&gateway.look_at_feed),
         sight: Arc::clone(&gateway.sight),
         failed: None,
@@ -276,7 +320,13 @@ pub async fn serve(
     parts.spawn(ends(renewals::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(credentials::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(witness::run(Arc::clone(&gateway), stop.clone())));
+    parts.spawn(ends(watch::run(Arc::clone(&gateway), stop.clone())));
+    parts.spawn(ends(own::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(accept::run(Arc::clone(&gateway), listener, stop.clone())));
+    let lists = gateway.lists.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(listener) = lists {
+        parts.spawn(ends(crl_server::run(Arc::clone(&gateway), listener, stop.clone())));
+    }
     gateway.ready.send_replace(true);
 
     // None of the parts ends by itself. Without one the others would serve devices that nobody can revoke.
@@ -318,7 +368,7 @@ async fn sign_off(gateway: &Gateway) {
         return;
     }
     let signed_off = match gateway.cache.set_signed_off(true).await {
-        Ok(()) => gateway.registry.sign_off(&gateway.settings.gateway, &gateway.instance).await,
+        Ok(()) => gateway.registry.sign_off(&gateway.name, &gateway.instance).await,
         Err(stuck) => Err(RegistryError::Unavailable(stuck.to_string())),
     };
     let Err(error) = signed_off else { return };
@@ -335,7 +385,7 @@ async fn drain(gateway: &Arc<Gateway>) {
     let devices = gateway.devices();
     info!(devices, "draining");
     gateway.draining.store(true, Ordering::SeqCst);
-    let whole = gateway.config.gateway.drain.0;
+    let whole = gateway.drain_within();
     // The door stays open for the time being: who knocks is told to come back (503).
     let away = |gently| {
         move || Ending {

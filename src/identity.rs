@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use doorward_pki::identity::{Fingerprint, Leaf, printable};
 use doorward_pki::seal::MasterKey;
 use doorward_proto::close::Close;
@@ -228,25 +229,50 @@ pub(crate) struct Asked {
 pub(crate) struct Rules {
     texts: [Arc<str>; 2],
     policy: Arc<Policy>,
-    limits: Limits,
-    late: Duration,
+    limits: FleetLimits,
+}
+
+/// What a fleet has where it does not say otherwise: the gateway's own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Own {
+    pub(crate) limits: Limits,
+    /// How long after its end a certificate may renew itself.
+    pub(crate) late: Duration,
+}
+
+impl Rules {
+    fn lateness(&self, own: Own) -> Duration {
+        self.limits.renew_after_expiry.map_or(own.late, |seconds| Duration::from_secs(seconds.into()))
+    }
 }
 
 /// Turns records into what sessions work with. A fleet's rules are read once and shared.
 pub(crate) struct Granter {
     pub(crate) master: MasterKey,
-    /// The gateway's own.
-    pub(crate) limits: Limits,
-    /// How long after its end a certificate may renew itself, where its fleet does not say otherwise.
-    pub(crate) late: Duration,
+    own: ArcSwap<Own>,
     /// One for each fleet that was seen: bounded by the registry's fleets.
-    pub(crate) rules: Mutex<HashMap<FleetId, Rules>>,
+    rules: Mutex<HashMap<FleetId, Rules>>,
 }
 
 impl Granter {
+    pub(crate) fn new(master: MasterKey, own: Own) -> Self {
+        Self { master, own: ArcSwap::from_pointee(own), rules: Mutex::default() }
+    }
+
+    /// The gateway's own limits are others from now on.
+    pub(crate) fn set_own(&self, own: Own) {
+        self.own.store(Arc::new(own));
+    }
+
+    /// What a fleet says in place of the gateway's limits, as its newest record has it.
+    pub(crate) fn fleet_limits(&self, fleet: &FleetId) -> Option<FleetLimits> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner).get(fleet).map(|rules| rules.limits)
+    }
+
     /// How long after its end a certificate of this record's may renew itself.
     pub(crate) fn lateness(&self, record: &Record) -> Result<Duration, Denied> {
-        self.rules(record).map(|rules| rules.late)
+        let own = **self.own.load();
+        self.rules(record).map(|rules| rules.lateness(own))
     }
 
     /// A record, ready for use.
@@ -279,7 +305,8 @@ impl Granter {
             };
             return Err(Denied::new(Problem::KeyUnknown, detail));
         };
-        let Rules { policy, limits, late, .. } = self.rules(record)?;
+        let (rules, own) = (self.rules(record)?, **self.own.load());
+        let late = rules.lateness(own);
         let certificate = &record.certificate;
         let ended = clock::numeric(certificate.not_after);
         let is_late = now >= ended;
@@ -297,8 +324,8 @@ impl Granter {
             fleet: record.fleet.clone(),
             keyring,
             signer,
-            policy,
-            limits,
+            limits: rules.limits.over(own.limits),
+            policy: rules.policy,
             certificate_expires: ended,
             grace_ends,
             renew_from: Some(if at_once { now } else { asked.asks_from }),
@@ -330,12 +357,7 @@ impl Granter {
             tracing::error!(%fleet, %error, "a fleet's limits cannot be read; mend them with 'doorward fleet limits'");
             unreadable("limits")
         })?;
-        let rules = Rules {
-            texts: texts.map(Arc::clone),
-            policy: Arc::new(policy),
-            late: limits.renew_after_expiry.map_or(self.late, |seconds| Duration::from_secs(seconds.into())),
-            limits: limits.over(self.limits),
-        };
+        let rules = Rules { texts: texts.map(Arc::clone), policy: Arc::new(policy), limits };
         known.insert(fleet.clone(), rules.clone());
         Ok(rules)
     }

@@ -95,6 +95,8 @@ impl Issuer {
         if requests.is_empty() {
             return Ok(false);
         }
+        // A clock that has stepped back: what it dates would be wrong for a year.
+        clock::check().map_err(|error| IssuerError::Signer(error.to_string()))?;
         let authority = (self.signer)().map_err(IssuerError::Signer)?;
         let rules = self.rules.clone();
         // Some hundred signatures: not on a thread that others wait for.

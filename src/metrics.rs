@@ -13,6 +13,7 @@ use crate::identity::Problem;
 #[derive(Debug, Default)]
 pub struct Counters {
     over_limit: AtomicU64,
+    clock_behind: AtomicU64,
     gone: AtomicU64,
     handshake_timeouts: AtomicU64,
     tls_refused: AtomicU64,
@@ -58,11 +59,26 @@ pub struct Times {
     pub sum: Duration,
 }
 
+/// How long what ends has still to go, in seconds; what has ended is below zero.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expiries {
+    /// The gateway's own certificate.
+    pub server_certificate: i64,
+    /// Each device CA, by its subject.
+    pub device_cas: Vec<(String, i64)>,
+    /// Each list of `tls.crls`, by its issuer: until the next one is due.
+    pub revocation_lists: Vec<(String, i64)>,
+    /// The soonest of the certificates that proven sessions came by.
+    pub session_certificates: Option<i64>,
+}
+
 /// The counters at a moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Totals {
     /// Connections closed at once, over `limits.connections`.
     pub over_limit: u64,
+    /// Connections closed at once, because the clock is behind the build.
+    pub clock_behind: u64,
     /// Peers that went away before their request.
     pub gone: u64,
     /// Handshakes that ran out of time.
@@ -92,6 +108,9 @@ fn add(counter: Option<&AtomicU64>) {
 impl Counters {
     pub(crate) fn over_limit(&self) {
         add(Some(&self.over_limit));
+    }
+    pub(crate) fn clock_behind(&self) {
+        add(Some(&self.clock_behind));
     }
     pub(crate) fn gone(&self) {
         add(Some(&self.gone));
@@ -152,6 +171,7 @@ impl Counters {
         let sum = |counters: &[AtomicU64]| counters.iter().map(get).sum();
         Totals {
             over_limit: get(&self.over_limit),
+            clock_behind: get(&self.clock_behind),
             gone: get(&self.gone),
             handshake_timeouts: get(&self.handshake_timeouts),
             tls_refused: get(&self.tls_refused),

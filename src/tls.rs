@@ -1,11 +1,16 @@
 //! The gateway's TLS: a client certificate from a device CA, or nothing (docs/protocol.md §1, step 1).
 
+mod files;
+mod trust;
+
+pub(crate) use trust::{Origin, Trust};
+
 use std::cell::RefCell;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use doorward_pki::identity::{CaCertificate, Leaf, display_subject};
+use doorward_pki::identity::{CaCertificate, Leaf, ServerCertificate, display_subject};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
@@ -17,7 +22,10 @@ use rustls::{
 };
 
 use crate::config::{Config, TlsVersion};
-use crate::home::{self, FileError, Home};
+use crate::home::{FileError, Home};
+
+use files::{Content, Files};
+use trust::TrustedCa;
 
 tokio::task_local! {
     /// The subject of the certificate that this handshake brought, for the log line of a refusal.
@@ -60,19 +68,43 @@ pub(crate) async fn noting_subject<T>(handshake: impl Future<Output = T>) -> (T,
         .await
 }
 
-/// The configuration of every handshake, from the files of the home.
+/// What the files of `[tls]` come to, read together.
+pub struct Material {
+    /// The configuration of every handshake.
+    server: Arc<ServerConfig>,
+    pub(crate) trust: Arc<Trust>,
+    /// What the gateway's own certificate says.
+    pub(crate) own_facts: ServerCertificate,
+    /// The files and what was in them, as the configuration names them.
+    pub(crate) files: Vec<(PathBuf, Content)>,
+}
+
+impl Material {
+    /// The configuration of every handshake.
+    #[must_use]
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.server)
+    }
+}
+
+/// Reads the files of the home that handshakes go by. `running` is what is in force: of that, lists stay.
 ///
 /// # Errors
 /// [`TlsError`] naming the file.
-pub fn server_config(config: &Config, home: &Home) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn load(config: &Config, home: &Home, running: Option<&Material>) -> Result<Material, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let certificate = home.resolve(&config.tls.certificate);
-    let key = home.resolve(&config.tls.key);
-    let chain = certificates(&certificate)?;
-    let private = PrivateKeyDer::from_pem_slice(home::read_secret(&key)?.as_bytes()).map_err(|error| {
-        TlsError::Content { path: key.clone(), reason: format!("no private key: {error}") }
-    })?;
-    let verifier = Arc::new(DeviceVerifier::load(config, home, &provider)?);
+    let mut files = Files::new(home);
+    let (certificate, key) = (home.resolve(&config.tls.certificate), home.resolve(&config.tls.key));
+    let chain = files.certificates(&config.tls.certificate)?;
+    let own_facts = ServerCertificate::parse(chain.first().map_or(&[][..], |leaf| leaf))
+        .map_err(|error| TlsError::Content { path: certificate.clone(), reason: error.to_string() })?;
+    let private =
+        PrivateKeyDer::from_pem_slice(files.secret(&config.tls.key)?.as_bytes()).map_err(|error| {
+            TlsError::Content { path: key.clone(), reason: format!("no private key: {error}") }
+        })?;
+    let (verifier, cas) = DeviceVerifier::load(config, home, &mut files, &provider)?;
+    let running = running.map(|running| &*running.trust);
+    let lists = trust::load_lists(&config.tls.crls, home, &mut files, &cas, running)?;
 
     let versions: &[&rustls::SupportedProtocolVersion] = match config.tls.min_version {
         TlsVersion::V1_3 => &[&rustls::version::TLS13],
@@ -86,7 +118,7 @@ pub fn server_config(config: &Config, home: &Home) -> Result<Arc<ServerConfig>, 
     let mut tls = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(versions)
         .map_err(pair)?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(verifier))
         .with_single_cert(chain, private)
         .map_err(pair)?;
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -94,17 +126,8 @@ pub fn server_config(config: &Config, home: &Home) -> Result<Arc<ServerConfig>, 
     // a resumed handshake is judged against the registry like a full one (identity.rs).
     tls.ticketer = aws_lc_rs::Ticketer::new().map_err(pair)?;
     tls.send_tls13_tickets = 1;
-    Ok(Arc::new(tls))
-}
-
-fn certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let text = home::read(path)?;
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
-    match chain {
-        Ok(chain) if !chain.is_empty() => Ok(chain),
-        Ok(_) => Err(TlsError::Content { path: path.to_owned(), reason: "no certificate in it".to_owned() }),
-        Err(error) => Err(TlsError::Content { path: path.to_owned(), reason: error.to_string() }),
-    }
+    let trust = Arc::new(Trust::new(cas, lists));
+    Ok(Material { server: Arc::new(tls), trust, own_facts, files: files.read })
 }
 
 /// Verifies the path from the leaf to a configured CA. Where such a CA signed the leaf itself, what the client sends
@@ -129,16 +152,23 @@ impl fmt::Debug for DeviceVerifier {
 }
 
 impl DeviceVerifier {
-    fn load(config: &Config, home: &Home, provider: &Arc<CryptoProvider>) -> Result<Self, TlsError> {
-        let mut cas = Vec::new();
-        for path in config.tls.device_cas.iter().map(|path| home.resolve(path)) {
-            let content = |reason: String| TlsError::Content { path: path.clone(), reason };
-            for der in certificates(&path)? {
+    /// Besides, what the CAs are.
+    fn load(
+        config: &Config,
+        home: &Home,
+        files: &mut Files<'_>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<(Self, Vec<TrustedCa>), TlsError> {
+        let (mut cas, mut trusted) = (Vec::new(), Vec::new());
+        for path in &config.tls.device_cas {
+            let content = |reason: String| TlsError::Content { path: home.resolve(path), reason };
+            for der in files.certificates(path)? {
                 let facts = CaCertificate::parse(&der).map_err(|error| content(error.to_string()))?;
                 // rustls-webpki takes any certificate for an anchor; these two facts are ours to ask.
                 if !facts.is_ca() || !facts.key_cert_sign() {
                     return Err(content("not a CA certificate that may sign others".to_owned()));
                 }
+                trusted.push(TrustedCa { der: der.clone(), facts: facts.clone() });
                 let mut roots = RootCertStore::empty();
                 roots.add(der).map_err(|error| content(error.to_string()))?;
                 let verifier =
@@ -151,7 +181,7 @@ impl DeviceVerifier {
             }
         }
         match cas.first().map(|ca| Arc::clone(&ca.verifier)) {
-            Some(any) => Ok(Self { cas, any }),
+            Some(any) => Ok((Self { cas, any }, trusted)),
             None => Err(TlsError::Content { path: home.config(), reason: "no device CA".to_owned() }),
         }
     }

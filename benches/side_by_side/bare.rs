@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 /// Listens on a free port until it is killed.
 pub(crate) fn run(home: &Path) -> Result<()> {
     let home = Home::new(home);
-    let tls = doorward::tls::server_config(&Config::load(&home)?, &home)?;
+    let tls = doorward::tls::load(&Config::load(&home)?, &home, None)?.server_config();
     let _ = rlimit::increase_nofile_limit(u64::from(u16::MAX));
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await?;

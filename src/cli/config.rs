@@ -41,7 +41,7 @@ fn check(file: Option<&PathBuf>, shared: &Shared) -> Outcome {
     let config = Config::parse(&text, &path)?;
     if file.is_none() {
         shared.database_url(&config)?;
-        tls::server_config(&config, &home)?;
+        tls::load(&config, &home, None)?;
     }
     if shared.json {
         return output::json(&serde_json::json!({ "file": path, "ok": true }));

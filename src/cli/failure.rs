@@ -7,6 +7,7 @@ use crate::config::ConfigError;
 use crate::entropy::NoEntropy;
 use crate::gateway::StartError;
 use crate::home::FileError;
+use crate::own_certificate::RenewError;
 use crate::registry::{DatabaseUrl, RegistryError, UrlError};
 use crate::tls::TlsError;
 
@@ -55,6 +56,11 @@ impl Failure {
     /// The state it is in does not allow it (4).
     pub(super) fn refused(what: impl Into<String>) -> Self {
         Self { code: 4, ..Self::new(what) }
+    }
+
+    /// What and why, without what to do about it.
+    pub(super) fn what(&self) -> &str {
+        &self.what
     }
 
     /// Whether the state it is in does not allow it.
@@ -150,6 +156,22 @@ impl From<StartError> for Failure {
             StartError::Registry(error) => error.into(),
             StartError::Copy(error) => Self::new(error.to_string()),
             StartError::Entropy(error) => error.into(),
+            StartError::Clock(error) => error.into(),
+            error @ StartError::Lists(..) => Self::new(error.to_string())
+                .next("name another address as crl.listen in config.toml, or \"\" for none"),
+        }
+    }
+}
+
+impl From<RenewError> for Failure {
+    fn from(error: RenewError) -> Self {
+        let what = error.to_string();
+        match error {
+            RenewError::File(error) => error.into(),
+            RenewError::Foreign(_) | RenewError::Link(_) => Self::refused(what)
+                .next("renew it where it comes from; a gateway that runs takes the new files by itself"),
+            RenewError::CaEnds(_) => Self::refused(what).next("make a new issuing CA first"),
+            _ => Self::new(what),
         }
     }
 }
@@ -171,6 +193,7 @@ macro_rules! plain {
 }
 
 plain!(
+    crate::clock::ClockError,
     ConfigError,
     NoEntropy,
     std::io::Error,

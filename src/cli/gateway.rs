@@ -1,4 +1,4 @@
-//! `gateway run`, `gateway list`.
+//! `gateway run`, `gateway list`, `gateway remove`.
 
 mod add;
 
@@ -15,13 +15,15 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::failure::{Failure, Outcome};
-use super::{Shared, issue, issuer, output};
+use super::{Shared, issue, issuer, output, renew_cert};
+use crate::clock::ClockError;
 use crate::config::Config;
 use crate::home::{self, Home, SECRET};
+use crate::own_certificate::Pair;
 use crate::registry::{self, Access, DeviceFilter, GatewayStatus, KeyState, Registry, RegistryError};
 use crate::{clock, gateway};
 
@@ -31,6 +33,8 @@ const BACKLOG: i32 = 4096;
 const OTHER_FILES: u64 = 64;
 /// Devices whose keys are tried before the gateway starts.
 const SAMPLE: u32 = 8;
+/// How often a clock that is wrong is looked at.
+const CLOCK_EVERY: Duration = Duration::from_millis(500);
 /// A gateway reports every 5 s.
 const SILENT_AFTER: Duration = Duration::from_secs(15);
 
@@ -49,6 +53,12 @@ pub(super) enum Gateway {
         after_help = "Example:\n  doorward gateway add plant-2 --host gate2.example.com --out plant-2-home"
     )]
     Add(add::Add),
+    /// Make a new certificate and key for the gateway, like the old ones; a gateway that runs takes them within seconds
+    #[command(
+        after_help = "Example:\n  doorward gateway renew-cert --host gate.example.com --host 10.0.0.7\n  \
+        doorward gateway renew-cert --host gate2.example.com --out for-plant-2"
+    )]
+    RenewCert(renew_cert::RenewCert),
     /// Forget a gateway that is gone for good: no receipt counts it any more
     #[command(after_help = "Example:\n  doorward gateway remove gateway-2")]
     Remove {
@@ -65,6 +75,7 @@ impl Gateway {
         match self {
             Self::Run { listen } => run(shared, *listen).await,
             Self::Add(add) => add.run(shared).await,
+            Self::RenewCert(renew) => renew.run(shared),
             Self::List => list(shared).await,
             Self::Remove { name } => remove(shared, name).await,
         }
@@ -79,6 +90,9 @@ async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
     let master = issue::master_key(&home)?;
     // For as long as this process lives: two on one home would take each other's name.
     let _lock = hold(&home)?;
+    wait_for_clock().await?;
+    // A renewal that was cut short is finished before its halves are read.
+    Pair::of(&config.tls, &home).recover()?;
     let url = shared.database_url(&config)?;
     let registry =
         registry::connect(&url, Access::Expected).map_err(|error| Failure::registry_at(&url, error))?;
@@ -90,9 +104,14 @@ async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
     }
     gateway::check_entropy()?;
     raise_file_limit(config.limits.connections);
-    let drain = config.gateway.drain.0;
     let beside = issuer::has_key(&home).then(|| (config.clone(), Arc::clone(&registry)));
-    let gateway = gateway::Gateway::new(config, home, registry, master).await?;
+    let gateway = gateway::Gateway::new(config, home.clone(), registry, master).await?;
+    let signer = shared.clone();
+    gateway.set_signer(Box::new(move || {
+        issue::authority(&home, "issuing", &signer).map_err(|failure| failure.what().to_owned())
+    }));
+    // Before anybody is shown one that has expired.
+    gateway.look_at_dates().await;
 
     // Signals first: one that comes from now on drains instead of killing.
     let mut terminate = signal(SignalKind::terminate())?;
@@ -127,16 +146,9 @@ async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
                 }
                 shutdown.cancel();
             }
-            _ = hangup.recv() => match gateway.reload() {
-                Ok(others) if others.is_empty() => info!("configuration and certificates read again"),
-                Ok(others) => warn!(
-                    keys = others.join(", "),
-                    "certificates read again; these keys have changed too, and take effect at the next start"
-                ),
-                Err(error) => warn!(%error, "configuration and certificates stand as they were"),
-            },
+            _ = hangup.recv() => gateway.hang_up().await,
             // The drain is bounded by itself; this is the bound on that.
-            () = async { shutdown.cancelled().await; tokio::time::sleep(drain + Duration::from_secs(10)).await } => {
+            () = async { shutdown.cancelled().await; tokio::time::sleep(gateway.drain_within() + Duration::from_secs(10)).await } => {
                 return Err(Failure::new("the drain did not end in time"));
             }
         }
@@ -165,6 +177,23 @@ fn issue_beside(
             warn!(%error, "this gateway has an issuing key, but its database role may not record certificates; run 'doorward issuer run' as doorward_issuer");
         }
     });
+}
+
+/// With a clock that is wrong every certificate would be not yet valid: the gateway waits, and begins by itself.
+async fn wait_for_clock() -> Outcome {
+    let mut said = false;
+    loop {
+        match clock::check() {
+            Ok(()) => return Ok(()),
+            Err(error @ ClockError::NotBefore(_)) => return Err(error.into()),
+            Err(error) => {
+                if !std::mem::replace(&mut said, true) {
+                    error!(%error, "the gateway is not ready: it waits for the clock, and opens its door then");
+                }
+            }
+        }
+        tokio::time::sleep(CLOCK_EVERY).await;
+    }
 }
 
 async fn remove(shared: &Shared, name: &str) -> Outcome {

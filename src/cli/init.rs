@@ -27,7 +27,7 @@ pub(super) struct Init {
     hosts: Vec<Host>,
 }
 
-fn parse_host(text: &str) -> Result<Host, HostError> {
+pub(super) fn parse_host(text: &str) -> Result<Host, HostError> {
     text.parse()
 }
 
@@ -111,6 +111,7 @@ impl Init {
 
     /// Makes what is missing.
     pub(super) async fn make(&self, shared: &Shared) -> Result<(Report, Done, DatabaseUrl), Failure> {
+        clock::check()?;
         let home = shared.home();
         let hosts = if self.hosts.is_empty() { default_hosts() } else { self.hosts.clone() };
         let mut report = Report::default();

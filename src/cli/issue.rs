@@ -41,6 +41,8 @@ pub(super) struct Credentials {
 
 /// A CA of the home, ready to sign.
 pub(super) fn authority(home: &Home, name: &str, shared: &Shared) -> Result<Authority, Failure> {
+    // What it signs by a clock that is wrong would be wrong for years.
+    clock::check()?;
     let path = home.pki(&format!("{name}.crt"));
     let certificate = home::read(&path)?;
     let key = open_key(&home.pki(&format!("{name}.key")), shared)?;

@@ -158,8 +158,7 @@ impl Confirmer {
         effect.ended.clear();
         self.keep(effect).await?;
         if effect.due {
-            if !gateway.registry.report(&gateway.settings.gateway, &gateway.instance, &effect.applied).await?
-            {
+            if !gateway.registry.report(&gateway.name, &gateway.instance, &effect.applied).await? {
                 self.effects.lose_place();
                 return Ok(false);
             }
@@ -171,7 +170,7 @@ impl Confirmer {
     /// Notes what has changed in the copy of records: before it is confirmed, so that a restart does not undo it.
     async fn keep(&mut self, effect: &Effect) -> Result<(), RegistryError> {
         let cache = &self.gateway.cache;
-        let every = (self.gateway.config.registry.max_staleness.0 / 4).clamp(KEEP_NEWS_EVERY, KEEP_EVERY);
+        let every = (self.gateway.max_staleness() / 4).clamp(KEEP_NEWS_EVERY, KEEP_EVERY);
         let now = effect.began.monotonic;
         let since = self.kept.map(|kept| now.saturating_sub(kept));
         let due = since.is_none_or(|since| since >= every || since >= KEEP_NEWS_EVERY && cache.has_news());
@@ -180,7 +179,7 @@ impl Confirmer {
             let known = Known {
                 position: effect.position.clone(),
                 known_at: self.gateway.sight.known().wall,
-                max_staleness: self.gateway.config.registry.max_staleness.0,
+                max_staleness: self.gateway.max_staleness(),
                 signed_off: false,
             };
             cache.keep(&known).await.map_err(stuck)?;

@@ -131,7 +131,7 @@ impl Follower {
             return refused("and the clock is behind the last time this gateway saw it: set the clock");
         };
         // Receipts count it for as long as it has said then, whatever the configuration says now.
-        let most = known.max_staleness.min(self.gateway.config.registry.max_staleness.0);
+        let most = known.max_staleness.min(self.gateway.max_staleness());
         if age >= most {
             return refused("and what this gateway knows of it is older than registry.max_staleness");
         }
@@ -220,7 +220,7 @@ impl Follower {
             );
             self.mark(gateway.sessions.all_changed(), began.monotonic);
             // What is lost may be that these sessions are their devices' newest, and that this gateway serves.
-            let name = &gateway.settings.gateway;
+            let name = &gateway.name;
             gateway.sessions.each_proven(|handle| gateway.sink.claim(handle.claim(name)));
             (self.unknown, self.gap) = (!enrols, Some(began.monotonic));
         }
@@ -238,7 +238,7 @@ impl Follower {
         if self.effects.has_lost_place() {
             // After a gap it is an older registry that does not know this run. Without one somebody has said so.
             if self.gap.is_none_or(|gap| began.monotonic.saturating_sub(gap) >= GAP_HEALS_WITHIN) {
-                let name = &gateway.settings.gateway;
+                let name = &gateway.name;
                 return Err(RegistryError::Refused(format!(
                     "this gateway was removed from the registry, or another one has taken the name '{name}'; give each its own \
                      gateway.name"
@@ -347,7 +347,7 @@ impl Follower {
 
     /// What is known ages from a report on: where that may be short, they come more often.
     fn report_every(&self) -> Duration {
-        match self.gateway.config.registry.max_staleness.0 {
+        match self.gateway.max_staleness() {
             Duration::ZERO => REPORT_EVERY,
             most => (most / 3).clamp(POLL, REPORT_EVERY),
         }

@@ -40,6 +40,8 @@ pub(crate) struct Mail {
     pub(crate) grant: Option<Box<Grant>>,
     /// What has become of its `renew`: one at a time.
     pub(crate) renewal: Option<Box<Renewed>>,
+    /// The gateway goes by another configuration.
+    pub(crate) reconfigured: bool,
     /// The session ends. The first reason stands.
     pub(crate) close: Option<Ending>,
 }
@@ -138,6 +140,12 @@ impl Mailbox {
     /// The answer to its `renew`.
     pub(crate) fn put_renewal(&self, renewed: Renewed) {
         self.lock().mail.renewal = Some(Box::new(renewed));
+        self.wake();
+    }
+
+    /// The gateway goes by another configuration now.
+    pub(crate) fn put_reconfigured(&self) {
+        self.lock().mail.reconfigured = true;
         self.wake();
     }
 

@@ -154,7 +154,7 @@ async fn file(gateway: &Gateway) -> bool {
                     certificate: session.certificate,
                     public_key,
                     csr: csr.as_bytes().to_vec(),
-                    gateway: Arc::clone(&gateway.settings.gateway),
+                    gateway: Arc::clone(&gateway.name),
                 });
                 sessions.push((session, reference));
             }

@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use super::mailbox::{Ending, Mailbox};
 use crate::clock;
 use crate::registry::Claim;
+use crate::tls::Origin;
 
 use takeovers::Takeovers;
 
@@ -41,6 +42,8 @@ pub(crate) struct Handle {
     pub(crate) certificate_ends: time::OffsetDateTime,
     /// When the gateway begins to ask for its renewal by itself.
     pub(crate) asks_from: NumericDate,
+    /// Where that comes from.
+    pub(crate) origin: Origin,
     /// That was renewed from one that is active still.
     pub(crate) supersedes: bool,
     /// The key version that the gateway was asked to sign with.
@@ -74,6 +77,7 @@ impl Handle {
             certificate,
             certificate_ends: time::OffsetDateTime::UNIX_EPOCH,
             asks_from: NumericDate::default(),
+            origin: Origin::default(),
             supersedes: false,
             key: None,
             mailbox: Mailbox::default(),

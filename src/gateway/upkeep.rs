@@ -57,7 +57,7 @@ fn note_seen(gateway: &Gateway) {
 }
 
 async fn prune_old(gateway: &Gateway) -> Result<(), RegistryError> {
-    let keep = gateway.config.messages.keep.0;
+    let keep = gateway.live().config.messages.keep.0;
     let before: OffsetDateTime = clock::utc() - keep;
     let history_before: OffsetDateTime = clock::utc() - keep.max(KEEP_HISTORY);
     let mut deleted = 0;

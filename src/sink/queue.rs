@@ -1,7 +1,7 @@
 //! What waits for the writer. Bounded: publishes by number, everything else by the number of devices.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ pub(crate) struct Sink {
     filled: Notify,
     /// Publishes have waited in vain: until the store writes again only one at a time waits, to find out.
     stalled: AtomicBool,
+    /// How long a publish may wait before it is `unavailable`, in milliseconds.
+    patience_ms: AtomicU64,
     /// Transactions begun and ended.
     batches: watch::Sender<Batches>,
 }
@@ -79,8 +81,18 @@ impl Sink {
             queue: Mutex::default(),
             filled: Notify::new(),
             stalled: AtomicBool::new(false),
+            patience_ms: AtomicU64::new(0),
             batches: watch::Sender::default(),
         }
+    }
+
+    /// How long a publish may wait from now on.
+    pub(crate) fn set_patience(&self, patience: Duration) {
+        self.patience_ms.store(u64::try_from(patience.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(super) fn patience(&self) -> Duration {
+        Duration::from_millis(self.patience_ms.load(Ordering::Relaxed))
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {

@@ -32,8 +32,6 @@ pub(crate) struct Writer {
     pub(crate) sink: Arc<Sink>,
     pub(crate) registry: Arc<dyn Registry>,
     pub(crate) routes: Arc<Routes>,
-    /// How long a publish may wait before it is `unavailable`.
-    pub(crate) patience: Duration,
     /// Told when a session has lost its place without knowing, and when the store has failed.
     pub(crate) look_at_feed: Arc<Notify>,
     pub(crate) sight: Arc<Sight>,
@@ -101,7 +99,7 @@ impl Writer {
             }
             ambiguous |= matches!(error, RegistryError::Unknown(_));
             let now = clock::now().monotonic;
-            let old = now.saturating_sub(self.patience);
+            let old = now.saturating_sub(self.sink.patience());
             if ambiguous && waiting.iter().any(|w| w.since < old) {
                 lost(std::mem::take(&mut waiting));
                 batch.messages.clear();
@@ -145,7 +143,7 @@ impl Writer {
 
     /// Nothing was kept of what has waited too long for its turn.
     fn give_up_the_old(&self) {
-        let old = clock::now().monotonic.saturating_sub(self.patience);
+        let old = clock::now().monotonic.saturating_sub(self.sink.patience());
         let old = self.sink.take_older(old);
         if !old.is_empty() {
             self.sink.set_stalled(true);

@@ -4,6 +4,7 @@ mod audit;
 mod bulk;
 mod cert;
 mod certificate;
+mod clock;
 mod config;
 mod crl;
 mod csr;
@@ -17,6 +18,7 @@ mod lost;
 mod message;
 mod passphrase;
 mod receipt;
+mod renew_cert;
 
 /// What a command says of its act, apart from where that has taken effect.
 fn without_receipt(mut value: serde_json::Value) -> serde_json::Value {

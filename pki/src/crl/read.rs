@@ -37,7 +37,9 @@ pub enum ReadError {
     #[error("it is a delta CRL (RFC 5280 §5.2.4), which says only what has changed; give the complete one")]
     Delta,
     /// It speaks of other CAs' certificates than its signer's.
-    #[error("it is an indirect CRL (RFC 5280 §5.2.5), which speaks of other CAs' certificates than its signer's")]
+    #[error(
+        "it is an indirect CRL (RFC 5280 §5.2.5), which speaks of other CAs' certificates than its signer's"
+    )]
     Indirect,
     /// It leaves out certificates that are revoked for other reasons, or is of no certificates that devices have.
     #[error("it is of {0} alone; give the complete one")]
@@ -52,7 +54,9 @@ pub enum ReadError {
     #[error("it does not say until when it holds (nextUpdate is missing)")]
     NoEnd,
     /// None of the CAs that are known has this name and key id.
-    #[error("its issuer '{0}' is none of the device CAs, nor one that has signed a device CA or was signed by one")]
+    #[error(
+        "its issuer '{0}' is none of the device CAs, nor one that has signed a device CA or was signed by one"
+    )]
     Issuer(String),
     /// None of the CAs of this name has signed it.
     #[error("its signature is not that of '{0}'")]
@@ -172,7 +176,8 @@ fn verify(
         let Ok((_, certificate)) = X509Certificate::from_der(der) else { continue };
         if crl.verify_signature(certificate.public_key()).is_err() {
             refusal = ReadError::Signature(name.to_owned());
-        } else if !certificate.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.crl_sign())) {
+        } else if !certificate.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.crl_sign()))
+        {
             refusal = ReadError::NoCrlSign(name.to_owned());
         } else {
             return Ok(facts.id());

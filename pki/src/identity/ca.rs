@@ -13,6 +13,14 @@ const KEY_CERT_SIGN: u16 = 1 << 5;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CaId(Fingerprint);
 
+impl CaId {
+    /// SHA-256 of both.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        self.0.as_bytes()
+    }
+}
+
 /// A CA certificate's facts. A resumed handshake skips path validation and rustls-webpki ignores `keyCertSign=false`, so
 /// the gateway asks these itself.
 #[derive(Debug, Clone, PartialEq, Eq)]

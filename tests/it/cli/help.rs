@@ -3,10 +3,11 @@
 use crate::support::command::{Desk, Ran};
 
 /// Every command that there is.
-const COMMANDS: [&str; 26] = [
+const COMMANDS: [&str; 27] = [
     "init",
     "demo",
     "gateway run",
+    "gateway renew-cert",
     "fleet add",
     "fleet list",
     "fleet show",

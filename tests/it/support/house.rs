@@ -164,6 +164,19 @@ impl House {
         std::fs::write(self.home.config(), toml::to_string(&config).unwrap()).unwrap();
     }
 
+    /// A file of the home.
+    pub(crate) fn file(&self, name: &str) -> std::path::PathBuf {
+        self.home.path().join(name)
+    }
+
+    /// A certificate for the gateway and its key, both PEM.
+    pub(crate) fn server_pair(&self, lifetime: time::Duration) -> (String, String) {
+        let key = entropy::key_pair().unwrap();
+        let hosts = ["localhost".parse().unwrap(), "127.0.0.1".parse().unwrap()];
+        let leaf = self.issuing.issue_gateway("localhost", &hosts, &key, serial(), clock::utc(), lifetime);
+        (format!("{}{}", leaf.unwrap().pem(), self.issuing.certificate_pem()), key_to_pem(&key).to_string())
+    }
+
     /// The registry as the gateway has it.
     pub(crate) fn registry(&self) -> &Arc<dyn Registry> {
         &self.registry
@@ -211,6 +224,14 @@ impl House {
     pub(crate) async fn reopen(&mut self) {
         (self.gateway, self.address, self.stop, self.serving) =
             open(&self.config, &self.home, &self.registry).await;
+    }
+
+    /// Why the next run does not start, by what the home's configuration says now.
+    pub(crate) async fn start_error(&self) -> String {
+        let config = Config::load(&self.home).unwrap();
+        let master = MasterKey::parse(&home::read_secret(&self.home.pki("master.key")).unwrap()).unwrap();
+        let started = Gateway::new(config, self.home.clone(), Arc::clone(&self.registry), master).await;
+        started.err().expect("it starts").to_string()
     }
 
     /// What the gateway keeps of its registry.

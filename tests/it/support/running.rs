@@ -11,6 +11,8 @@ use super::command::{Desk, Ran, signal};
 pub(crate) struct Running {
     child: Option<Child>,
     pub(crate) address: String,
+    /// What it said before it listened.
+    pub(crate) said: String,
     rest: mpsc::Receiver<String>,
 }
 
@@ -40,7 +42,7 @@ impl Running {
             let _ = lines.read_to_string(&mut text);
             let _ = sender.send(text);
         });
-        Self { child: Some(child), address, rest }
+        Self { child: Some(child), address, said, rest }
     }
 
     /// Where devices connect to.

@@ -30,7 +30,9 @@ fn ours_is_read_back_in_both_forms() {
     let (root, issuing) = authorities();
     let leaf = device(&issuing, "press-7");
     let serials = [leaf.serial.to_string(), "00000000000000000000000000000abc".to_owned()];
-    for scope in [Scope::Unsaid, Scope::Users(None), Scope::Users(Some("http://p.example/c".parse().unwrap()))] {
+    for scope in
+        [Scope::Unsaid, Scope::Users(None), Scope::Users(Some("http://p.example/c".parse().unwrap()))]
+    {
         let der_list = list(&issuing, scope, &[&serials[0], &serials[1]]);
         let (lists, beside) = sections(&der_list).unwrap();
         assert_eq!((lists.len(), beside.len()), (1, 0));
@@ -133,7 +135,10 @@ fn what_is_not_understood_or_not_whole_is_refused() {
     // deltaCRLIndicator, whether critical or not.
     assert_eq!(read(&[0x55, 0x1d, 0x1b], true, &[0x02, 0x01, 0x05]), Err(ReadError::Delta));
     assert_eq!(read(&[0x55, 0x1d, 0x1b], false, &[0x02, 0x01, 0x05]), Err(ReadError::Delta));
-    assert_eq!(read(&[0x2a, 0x03, 0x04], true, &[0x05, 0x00]), Err(ReadError::Critical("1.2.3.4".to_owned())));
+    assert_eq!(
+        read(&[0x2a, 0x03, 0x04], true, &[0x05, 0x00]),
+        Err(ReadError::Critical("1.2.3.4".to_owned()))
+    );
     assert_eq!(read(&[0x2a, 0x03, 0x04], false, &[0x05, 0x00]), Ok(()));
     // A second authority key id.
     assert!(matches!(read(&[0x55, 0x1d, 0x23], false, &[0x30, 0x00]), Err(ReadError::Extension(_))));
@@ -171,7 +176,10 @@ fn an_entry_that_is_not_understood_refuses_the_list() {
     };
     assert_eq!(read(&[0x55, 0x1d, 0x15], true, &[0x0a, 0x01, 0x01]), Ok(1));
     assert_eq!(read(&[0x55, 0x1d, 0x1d], true, &[0x30, 0x00]), Err(ReadError::Indirect));
-    assert_eq!(read(&[0x2a, 0x03, 0x04], true, &[0x05, 0x00]), Err(ReadError::Critical("1.2.3.4".to_owned())));
+    assert_eq!(
+        read(&[0x2a, 0x03, 0x04], true, &[0x05, 0x00]),
+        Err(ReadError::Critical("1.2.3.4".to_owned()))
+    );
 }
 
 #[test]
@@ -212,7 +220,8 @@ fn one_that_openssl_made_is_read() {
     let Some((done, said)) = openssl(&made) else { return };
     assert!(done, "{said}");
     #[expect(clippy::disallowed_methods, reason = "a test reads what openssl wrote")]
-    std::fs::write(&index, "R\t301231235959Z\t260101000000Z,keyCompromise\t0A0B\tunknown\t/CN=bad\n").unwrap();
+    std::fs::write(&index, "R\t301231235959Z\t260101000000Z,keyCompromise\t0A0B\tunknown\t/CN=bad\n")
+        .unwrap();
     let line = ["ca", "-gencrl", "-config", &config, "-keyfile", &key, "-cert", &crt, "-out", &crl];
     let (done, said) = openssl(&line).unwrap();
     assert!(done, "{said}");

@@ -1,0 +1,123 @@
+//! A small HTTP/1.1 listener for what is asked for by programs that are no devices: bounded connections, one deadline each,
+//! no request bodies, one request a connection.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// Connections at once; one more is closed without a word.
+const MAX_CONNECTIONS: usize = 64;
+/// One deadline over request and answer: what is served is some megabytes at most.
+const WITHIN: Duration = Duration::from_secs(60);
+/// How long a request's head may take.
+const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// The longest request head.
+const MAX_HEAD: usize = 8 << 10;
+/// Between tries of `accept` when it fails.
+const BACK_OFF: Duration = Duration::from_millis(200);
+
+pub(crate) type Answer = Response<Full<Bytes>>;
+
+/// A request of which the method is GET or HEAD.
+pub(crate) struct Asked {
+    pub(crate) path: String,
+    pub(crate) headers: hyper::HeaderMap,
+}
+
+/// Serves until it is stopped. `answer` is asked for GET and HEAD alone; a HEAD's answer has no body.
+pub(crate) async fn serve<A, F>(listener: TcpListener, answer: A, stop: CancellationToken)
+where
+    A: Fn(Asked) -> F + Send + Sync + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let (answer, room) = (Arc::new(answer), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
+    let mut complained = false;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((tcp, peer)) => {
+                complained = false;
+                let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+                    debug!(%peer, "closed: as many HTTP connections as there may be");
+                    continue;
+                };
+                let (answer, stop) = (Arc::clone(&answer), stop.clone());
+                tokio::spawn(async move {
+                    let served = tokio::time::timeout(WITHIN, connection(tcp, peer, answer));
+                    tokio::select! {
+                        _ = served => {}
+                        () = stop.cancelled() => {}
+                    }
+                    drop(permit);
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                if !std::mem::replace(&mut complained, true) {
+                    warn!(%error, "cannot accept HTTP connections");
+                }
+                tokio::time::sleep(BACK_OFF).await;
+            }
+        }
+    }
+}
+
+async fn connection<A, F>(tcp: TcpStream, peer: SocketAddr, answer: Arc<A>)
+where
+    A: Fn(Asked) -> F + Send + Sync + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let service = service_fn(move |request: Request<Incoming>| {
+        let answer = Arc::clone(&answer);
+        async move {
+            if request.method() != Method::GET && request.method() != Method::HEAD {
+                let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD alone\n");
+                refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+                return Ok::<_, Infallible>(refused);
+            }
+            // What a request has for a body is never read: the connection ends with the answer.
+            let (parts, _) = request.into_parts();
+            Ok(answer(Asked { path: parts.uri.path().to_owned(), headers: parts.headers }).await)
+        }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN)
+        .max_buf_size(MAX_HEAD)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(tcp), service)
+        .await;
+    if let Err(error) = served {
+        debug!(%peer, %error, "an HTTP connection has failed");
+    }
+}
+
+/// An answer in words, which nobody keeps.
+pub(crate) fn plain(status: StatusCode, words: &'static str) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from_static(words.as_bytes())));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
