@@ -273,7 +273,7 @@ impl fmt::Debug for Authority {
     }
 }
 
-fn check_name(name: &str, profile: &Profile) -> Result<(), IssueError> {
+pub(crate) fn check_name(name: &str, profile: &Profile) -> Result<(), IssueError> {
     let fits = (1..=MAX_NAME_CHARS).contains(&name.chars().count())
         && !name.chars().any(char::is_control)
         && name.trim() == name;

@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 pub(crate) const CERTIFICATE: &str = "CERTIFICATE";
 pub(crate) const CRL: &str = "X509 CRL";
+pub(crate) const REQUEST: &str = "CERTIFICATE REQUEST";
 pub(crate) const PRIVATE_KEY: &str = "PRIVATE KEY";
 pub(crate) const ENCRYPTED_PRIVATE_KEY: &str = "ENCRYPTED PRIVATE KEY";
 
@@ -28,9 +29,10 @@ pub(crate) fn encode_secret(label: &'static str, der: &[u8]) -> Zeroizing<String
     Zeroizing::new(encode(label, der))
 }
 
-/// The first certificate of a PEM text, as DER.
-pub(crate) fn first_certificate(text: &str) -> Option<CertificateDer<'static>> {
-    CertificateDer::from_pem_slice(text.as_bytes()).ok()
+/// All certificates of a PEM text, as DER; `None` where one of them cannot be read.
+#[must_use]
+pub fn certificates(text: &str) -> Option<Vec<CertificateDer<'static>>> {
+    CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<_, _>>().ok()
 }
 
 /// The first section of this label, as DER that is wiped when dropped; what stands around it does not matter. (The

@@ -73,21 +73,28 @@ impl Profile {
         serial: Serial,
         (not_before, not_after): (OffsetDateTime, OffsetDateTime),
     ) -> CertificateParams {
-        let mut subject = DistinguishedName::new();
-        subject.push(DnType::CommonName, common_name);
-        let mut params = CertificateParams::default();
-        params.distinguished_name = subject;
+        let mut params = self.request_params(common_name);
         params.subject_alt_names = alternative_names;
         params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
         params.not_before = not_before;
         params.not_after = not_after;
+        params.use_authority_key_identifier_extension = true;
+        params
+    }
+
+    /// What a request for one of this kind asks for: its name and what it is to be good for. Serial, validity and AKI are
+    /// for who signs to say.
+    pub(crate) fn request_params(&self, common_name: &str) -> CertificateParams {
+        let mut subject = DistinguishedName::new();
+        subject.push(DnType::CommonName, common_name);
+        let mut params = CertificateParams::default();
+        params.distinguished_name = subject;
         params.is_ca = match self.ca_path_len {
             Some(below) => IsCa::Ca(BasicConstraints::Constrained(below)),
             None => IsCa::ExplicitNoCa,
         };
         params.key_usages = self.key_usages.to_vec();
         params.extended_key_usages = self.extended_key_usages.to_vec();
-        params.use_authority_key_identifier_extension = true;
         params
     }
 }

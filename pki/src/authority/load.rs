@@ -52,19 +52,28 @@ pub enum LoadError {
 }
 
 impl Authority {
-    /// Loads an authority from its certificate and its unencrypted PKCS#8 key, both in PEM. Of several certificates the
-    /// first counts. Validity is not asked here but whenever it issues.
+    /// Loads an authority from its certificate and its unencrypted PKCS#8 key, both in PEM. Of several certificates the one
+    /// of this key counts, whatever its place and name; of several of this key, as a renewal leaves them, the one that ends
+    /// last. Validity is not asked here but whenever it issues.
     ///
     /// # Errors
     /// [`LoadError`] where either is unreadable, they don't belong together, or the certificate may not sign others.
     pub fn load(certificate_pem: &str, key_pem: &str) -> Result<Self, LoadError> {
-        let der = pem::first_certificate(certificate_pem).ok_or(LoadError::CertificatePem)?;
+        let all = pem::certificates(certificate_pem).ok_or(LoadError::CertificatePem)?;
         if pem::has_section(key_pem, pem::ENCRYPTED_PRIVATE_KEY) {
             return Err(LoadError::KeyEncrypted);
         }
         let key = pem::secret(key_pem, pem::PRIVATE_KEY).ok_or(LoadError::KeyPem)?;
         let key = KeyPair::try_from(key.as_bytes()).map_err(|error| LoadError::Key(error.to_string()))?;
-        Self::assemble(&der, OwnedKey::new(key))
+        let public_key = key.subject_public_key_info();
+        let first = all.first().ok_or(LoadError::CertificatePem)?;
+        let of_this_key = all
+            .iter()
+            .filter_map(|der| Some((der, CaCertificate::parse(der).ok()?)))
+            .filter(|(_, facts)| facts.public_key_info() == public_key)
+            .max_by_key(|(_, facts)| facts.not_after());
+        // Of none, the first says what is wrong.
+        Self::assemble(of_this_key.map_or(first, |(der, _)| der), OwnedKey::new(key))
     }
 
     /// The only constructor: nothing that may not sign becomes an authority.

@@ -100,7 +100,7 @@ fn a_device_is_what_the_table_says() {
     assert_eq!(issued.not_after.unix_timestamp(), certificate.validity().not_after.timestamp());
     assert_eq!(issued.not_after.unix_timestamp(), now().unix_timestamp() + 90 * 86_400);
     assert!(!issued.shortened);
-    assert_eq!(pem::first_certificate(&issued.pem()).unwrap().as_ref(), issued.der);
+    assert_eq!(pem::certificates(&issued.pem()).unwrap()[0].as_ref(), issued.der);
 }
 
 #[test]
@@ -317,5 +317,25 @@ fn an_operators_own_ca_can_issue() {
         let (accepted, said) =
             openssl(&["verify", "-x509_strict", "-attime", &at, "-CAfile", &ca, &leaf]).unwrap();
         assert!(accepted, "{kind:?}: {said}");
+    }
+}
+
+#[test]
+fn of_several_certificates_the_one_of_the_key_counts() {
+    let (root, issuing) = authorities();
+    let twin = root.issuing("Test Issuing", key(), serial(), now()).unwrap();
+    let both = format!("{}{}", issuing.certificate_pem(), twin.certificate_pem());
+    for authority in [&issuing, &twin] {
+        let loaded = Authority::load(&both, &authority.key_pem()).unwrap();
+        assert_eq!(loaded.certificate_der(), authority.certificate_der(), "they have one name");
+    }
+    assert!(matches!(Authority::load(&both, &root.key_pem()), Err(LoadError::Mismatch(_))));
+    // One that was renewed with its key: the longer of the two.
+    let own = rcgen::KeyPair::from_pem(&issuing.key_pem()).unwrap();
+    let renewed = root.issuing("Test Issuing", own, serial(), now() + Duration::days(9)).unwrap();
+    for both in [[&issuing, &renewed], [&renewed, &issuing]] {
+        let text = both.map(Authority::certificate_pem).concat();
+        let loaded = Authority::load(&text, &issuing.key_pem()).unwrap();
+        assert_eq!(loaded.not_after(), renewed.not_after());
     }
 }

@@ -5,8 +5,9 @@ use crate::hex;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_KEY_IDENTIFIER;
 
-/// Bit 5 of KeyUsage (RFC 5280 §4.2.1.3).
+/// Bits 5 and 6 of KeyUsage (RFC 5280 §4.2.1.3).
 const KEY_CERT_SIGN: u16 = 1 << 5;
+const CRL_SIGN: u16 = 1 << 6;
 
 /// A CA's name and key: what it has signed stays its own when its certificate is renewed, and a CA of the same name with
 /// another key is another one.
@@ -26,10 +27,14 @@ impl CaId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaCertificate {
     subject: Vec<u8>,
+    issuer: Vec<u8>,
+    public_key_info: Vec<u8>,
     key_id: Option<String>,
     id: CaId,
     is_ca: bool,
+    path_len: Option<u32>,
     key_cert_sign: bool,
+    crl_sign: bool,
     not_before: i64,
     not_after: i64,
 }
@@ -47,14 +52,21 @@ impl CaCertificate {
             Some(ParsedExtension::SubjectKeyIdentifier(id)) => Some(hex::encode(id.0)),
             Some(_) => return Err(LeafError::Extension(KEY_ID)),
         };
+        let usage = key_usage(&certificate)?;
+        let is_ca = is_ca(&certificate)?;
+        let constraints = certificate.basic_constraints().ok().flatten();
         Ok(Self {
             subject: certificate.subject().as_raw().to_vec(),
+            issuer: certificate.issuer().as_raw().to_vec(),
+            public_key_info: certificate.public_key().raw.to_vec(),
             key_id,
             id: CaId(Fingerprint::of(
                 &[certificate.subject().as_raw(), certificate.public_key().raw].concat(),
             )),
-            is_ca: is_ca(&certificate)?,
-            key_cert_sign: key_usage(&certificate)?.is_some_and(|usage| usage & KEY_CERT_SIGN != 0),
+            is_ca,
+            path_len: constraints.and_then(|constraints| constraints.value.path_len_constraint),
+            key_cert_sign: usage.is_some_and(|usage| usage & KEY_CERT_SIGN != 0),
+            crl_sign: usage.is_none_or(|usage| usage & CRL_SIGN != 0),
             not_before: certificate.validity().not_before.timestamp(),
             not_after: certificate.validity().not_after.timestamp(),
         })
@@ -64,6 +76,24 @@ impl CaCertificate {
     #[must_use]
     pub fn subject(&self) -> &[u8] {
         &self.subject
+    }
+
+    /// The distinguished name of who signed it, in DER.
+    #[must_use]
+    pub fn issuer(&self) -> &[u8] {
+        &self.issuer
+    }
+
+    /// Its public key, as a SubjectPublicKeyInfo in DER.
+    #[must_use]
+    pub fn public_key_info(&self) -> &[u8] {
+        &self.public_key_info
+    }
+
+    /// How many CAs may follow below it; `None`: as many as like (RFC 5280 §4.2.1.9).
+    #[must_use]
+    pub const fn path_len(&self) -> Option<u32> {
+        self.path_len
     }
 
     /// Its subject key identifier in lowercase hex, if it has one.
@@ -88,6 +118,12 @@ impl CaCertificate {
     #[must_use]
     pub const fn key_cert_sign(&self) -> bool {
         self.key_cert_sign
+    }
+
+    /// Whether it may sign revocation lists: its key usage says so, or it has none.
+    #[must_use]
+    pub const fn crl_sign(&self) -> bool {
+        self.crl_sign
     }
 
     /// The first second of its validity, in Unix time.
