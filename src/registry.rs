@@ -29,8 +29,8 @@ use time::OffsetDateTime;
 
 pub use audit::{AuditFilter, AuditHash, AuditHead, AuditRow, Chain, Misfit};
 pub use certificates::{
-    Cause, CertificateFilter, NewCrl, NumberedCrl, Renewal, RevokedCertificate, RevokedCertificates,
-    RevokedFilter,
+    Cause, CertificateFilter, IssuerUse, NewCrl, NumberedCrl, Renewal, RevokedCertificate,
+    RevokedCertificates, RevokedFilter,
 };
 pub use gateways::{Acted, Applied, Enrolment, GatewayStatus, Mark};
 pub use messages::{Batch, Claim, Fate, MessageFilter, NewEvent, NewMessage, StoredMessage};
@@ -411,6 +411,8 @@ pub trait Registry: renewals::Renewals + Send + Sync + 'static {
     async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Acted>;
     /// Certificates in the order of their ends.
     async fn certificates(&self, filter: &CertificateFilter) -> Result<Vec<(DeviceId, CertificateRecord)>>;
+    /// What depends on each authority that has signed a certificate, in the order of key ids.
+    async fn issuers(&self) -> Result<Vec<IssuerUse>>;
     /// Revokes a certificate and, unless `only`, those that were renewed from it.
     async fn revoke_certificate(
         &self,

@@ -17,6 +17,22 @@ pub struct CertificateFilter {
     pub serial: Option<String>,
     /// Those that are not revoked, still valid and end before.
     pub expiring_before: Option<OffsetDateTime>,
+    /// Signed by the authority with this key id alone.
+    pub issuer: Option<String>,
+    /// Those alone by which a device may still come in, as [`IssuerUse::live`] counts them.
+    pub live: bool,
+}
+
+/// What depends on an authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IssuerUse {
+    /// Its key id, hex.
+    pub issuer: String,
+    /// Certificates by which a device may still come in: active, or superseded and in their grace; not expired; of a device
+    /// that is not revoked. A suspended one may be resumed.
+    pub live: u64,
+    /// Active ones of such devices that have expired: what a late device comes back with.
+    pub expired: u64,
 }
 
 /// What became of a certificate and of those that were renewed from it.

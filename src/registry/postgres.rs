@@ -31,7 +31,7 @@ use super::audit::os_user;
 use super::shared::{Phase, within};
 use super::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
-    DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark,
+    DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, IssuerUse, Mark,
     MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News, NumberedCrl, OPERATOR_DEADLINE, Position,
     Presence, QUERY_DEADLINE, Records, Registry, Renewal, Result, RevokedCertificate, RevokedCertificates,
     RevokedFilter, StoredMessage,
@@ -283,6 +283,10 @@ impl Registry for Postgres {
 
     async fn certificates(&self, filter: &CertificateFilter) -> Result<Vec<(DeviceId, CertificateRecord)>> {
         within(OPERATOR_DEADLINE, certificates::list(self, filter)).await
+    }
+
+    async fn issuers(&self) -> Result<Vec<IssuerUse>> {
+        within(OPERATOR_DEADLINE, certificates::issuers(self)).await
     }
 
     async fn revoke_certificate(

@@ -11,8 +11,8 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{Database, SqlSafeStr};
 
 use super::{
-    Act, CertificateStatus, Change, Claim, DeviceStatus, Done, Fate, KeyState, NewDevice, NewMessage,
-    RegistryError, Result, SchemaError,
+    Act, CertificateStatus, Change, Claim, DeviceStatus, Done, Fate, IssuerUse, KeyState, NewDevice,
+    NewMessage, RegistryError, Result, SchemaError,
 };
 
 /// How often a transaction that lost against another is tried.
@@ -179,6 +179,15 @@ codes!(KeyState: Pending = "pending", Active = "active", Grace = "grace", Retire
 
 pub(super) fn device_id(text: &str) -> Result<DeviceId> {
     DeviceId::new(text).map_err(|error| RegistryError::Corrupt(format!("the device id {text:?}: {error}")))
+}
+
+pub(super) fn issuer_use(issuer: String, live: i64, expired: i64) -> Result<IssuerUse> {
+    let count = |number: i64| {
+        u64::try_from(number)
+            .map_err(|_| RegistryError::Corrupt(format!("{number} certificates of {issuer}")))
+    };
+    let (live, expired) = (count(live)?, count(expired)?);
+    Ok(IssuerUse { issuer, live, expired })
 }
 
 pub(super) fn fleet_id(text: &str) -> Result<FleetId> {

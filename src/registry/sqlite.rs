@@ -39,9 +39,9 @@ use super::shared::{ATTEMPTS, Phase, within};
 use super::{
     Access, Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter,
     CertificateRecord, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet,
-    GatewayStatus, Mark, MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News, NumberedCrl,
-    OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Records, Registry, RegistryError, Renewal, Result,
-    RevokedCertificate, RevokedCertificates, RevokedFilter, StoredMessage,
+    GatewayStatus, IssuerUse, Mark, MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News,
+    NumberedCrl, OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Records, Registry, RegistryError,
+    Renewal, Result, RevokedCertificate, RevokedCertificates, RevokedFilter, StoredMessage,
 };
 
 const READERS: u32 = 4;
@@ -316,6 +316,10 @@ impl Registry for Sqlite {
 
     async fn certificates(&self, filter: &CertificateFilter) -> Result<Vec<(DeviceId, CertificateRecord)>> {
         within(OPERATOR_DEADLINE, certificates::list(self, filter)).await
+    }
+
+    async fn issuers(&self) -> Result<Vec<IssuerUse>> {
+        within(OPERATOR_DEADLINE, certificates::issuers(self)).await
     }
 
     async fn revoke_certificate(

@@ -5,6 +5,7 @@ mod audit;
 mod crl;
 mod devices;
 mod feed;
+mod issuers;
 mod making_roles;
 mod own_row;
 mod pooler;

@@ -2,10 +2,10 @@
 
 use doorward_proto::ids::DeviceId;
 
-use super::super::shared::{Phase, clean, device_id, revoked};
+use super::super::shared::{Phase, clean, device_id, issuer_use, revoked};
 use super::super::{
-    Acted, CertificateFilter, CertificateRecord, DeviceStatus, Done, NewCertificate, RegistryError, Renewal,
-    Result, RevokedCertificates,
+    Acted, CertificateFilter, CertificateRecord, DeviceStatus, Done, IssuerUse, NewCertificate,
+    RegistryError, Renewal, Result, RevokedCertificates,
 };
 use super::{Postgres, audit, devices, error, feed, rows};
 
@@ -18,16 +18,43 @@ pub(super) async fn list(
         "SELECT * FROM certificates
          WHERE ($1::text IS NULL OR device = $1) AND ($2::text IS NULL OR serial = $2)
              AND ($3::timestamptz IS NULL OR (not_after < $3 AND not_after > now() AND status <> 'revoked'))
+             AND ($4::text IS NULL OR issuer = $4)
+             AND (NOT $5 OR (
+                 not_after > now() AND (status = 'active' OR (status = 'superseded' AND valid_until > now()))
+                 AND EXISTS (SELECT FROM devices AS d WHERE d.id = device AND d.status <> 'revoked')))
          ORDER BY not_after, fingerprint",
     )
     .bind(filter.device.as_ref().map(|device| device.as_str()))
     .bind(filter.serial.as_deref())
     .bind(filter.expiring_before)
+    .bind(filter.issuer.as_deref())
+    .bind(filter.live)
     .fetch_all(&mut *connection)
     .await
     .map_err(error::read)?;
     connection.release();
     found.iter().map(|row| Ok((device_id(rows::get(row, "device")?)?, rows::certificate(row)?))).collect()
+}
+
+pub(super) async fn issuers(registry: &Postgres) -> Result<Vec<IssuerUse>> {
+    let mut connection = registry.operator().await?;
+    let found = sqlx::query(
+        "SELECT c.issuer,
+             count(*) FILTER (WHERE c.not_after > now()
+                 AND (c.status = 'active' OR (c.status = 'superseded' AND c.valid_until > now()))
+                 AND d.status <> 'revoked') AS live,
+             count(*) FILTER (WHERE c.not_after <= now() AND c.status = 'active' AND d.status <> 'revoked') AS expired
+         FROM certificates AS c JOIN devices AS d ON d.id = c.device
+         GROUP BY c.issuer ORDER BY c.issuer COLLATE \"C\"",
+    )
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(error::read)?;
+    connection.release();
+    found
+        .iter()
+        .map(|row| issuer_use(rows::get(row, "issuer")?, rows::get(row, "live")?, rows::get(row, "expired")?))
+        .collect()
 }
 
 pub(super) async fn revoke(

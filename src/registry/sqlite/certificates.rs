@@ -4,10 +4,10 @@ use doorward_pki::Fingerprint;
 use doorward_proto::ids::DeviceId;
 use sqlx::sqlite::SqliteConnection;
 
-use super::super::shared::{Phase, clean, device_id, revoked};
+use super::super::shared::{Phase, clean, device_id, issuer_use, revoked};
 use super::super::{
-    Acted, CertificateFilter, CertificateRecord, DeviceStatus, Done, NewCertificate, RegistryError, Renewal,
-    Result, RevokedCertificates,
+    Acted, CertificateFilter, CertificateRecord, DeviceStatus, Done, IssuerUse, NewCertificate,
+    RegistryError, Renewal, Result, RevokedCertificates,
 };
 use super::rows::stamp;
 use super::{Sqlite, audit, devices, error, feed, rows};
@@ -21,15 +21,44 @@ pub(super) async fn list(
         "SELECT * FROM certificates
          WHERE (?1 IS NULL OR device = ?1) AND (?2 IS NULL OR serial = ?2)
              AND (?3 IS NULL OR (not_after < ?3 AND not_after > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AND status <> 'revoked'))
+             AND (?4 IS NULL OR issuer = ?4)
+             AND (NOT ?5 OR (
+                 not_after > strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+                 AND (status = 'active'
+                      OR (status = 'superseded' AND valid_until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now')))
+                 AND EXISTS (SELECT 1 FROM devices AS d WHERE d.id = device AND d.status <> 'revoked')))
          ORDER BY not_after, fingerprint",
     )
     .bind(filter.device.as_ref().map(|device| device.as_str()))
     .bind(filter.serial.as_deref())
     .bind(filter.expiring_before.map(rows::stamp).transpose()?)
+    .bind(filter.issuer.as_deref())
+    .bind(filter.live)
     .fetch_all(&mut *connection)
     .await
     .map_err(error::read)?;
     found.iter().map(|row| Ok((device_id(rows::get(row, "device")?)?, rows::certificate(row)?))).collect()
+}
+
+pub(super) async fn issuers(registry: &Sqlite) -> Result<Vec<IssuerUse>> {
+    let mut connection = registry.reader().await?;
+    let found = sqlx::query(
+        "SELECT c.issuer,
+             sum(c.not_after > now.at
+                 AND (c.status = 'active' OR (c.status = 'superseded' AND c.valid_until > now.at))
+                 AND d.status <> 'revoked') AS live,
+             sum(c.not_after <= now.at AND c.status = 'active' AND d.status <> 'revoked') AS expired
+         FROM certificates AS c JOIN devices AS d ON d.id = c.device,
+             (SELECT strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AS at) AS now
+         GROUP BY c.issuer ORDER BY c.issuer",
+    )
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(error::read)?;
+    found
+        .iter()
+        .map(|row| issuer_use(rows::get(row, "issuer")?, rows::get(row, "live")?, rows::get(row, "expired")?))
+        .collect()
 }
 
 pub(super) async fn revoke(

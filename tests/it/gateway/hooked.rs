@@ -12,7 +12,7 @@ use doorward::registry::renewals::{
 };
 use doorward::registry::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
-    DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, Mark,
+    DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, IssuerUse, Mark,
     MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News, NumberedCrl, Position, Presence, Records,
     Registry, RegistryError, Renewal, Result, RevokedCertificate, RevokedCertificates, RevokedFilter,
     StoredMessage,
@@ -256,6 +256,9 @@ impl Registry for Hooked {
     }
     async fn certificates(&self, filter: &CertificateFilter) -> Result<Vec<(DeviceId, CertificateRecord)>> {
         self.asked()?.certificates(filter).await
+    }
+    async fn issuers(&self) -> Result<Vec<IssuerUse>> {
+        self.asked()?.issuers().await
     }
     async fn revoke_certificate(
         &self,
