@@ -11,6 +11,8 @@ use zeroize::Zeroizing;
 pub const SECRET: u32 = 0o600;
 /// The mode of a file that anyone may read.
 pub const PUBLIC: u32 = 0o644;
+/// So long before a CA ends, whoever runs it is told at every occasion.
+pub const CA_ENDS_SOON: time::Duration = time::Duration::days(90);
 
 /// Why a file of the home cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +157,36 @@ pub fn write_new(path: &Path, content: impl AsRef<[u8]>, mode: u32) -> Result<()
 pub fn write_over(path: &Path, content: impl AsRef<[u8]>, mode: u32) -> Result<(), FileError> {
     let temporary = write_temporary(path, content.as_ref(), mode)?;
     fs::rename(&temporary, path).and_then(|()| sync_folder(path)).map_err(|source| not_written(path, source))
+}
+
+/// Gives a file a second name, durably; it fails where that name is taken by anything but this content.
+///
+/// # Errors
+/// [`FileError::Exists`] where it is; else [`FileError::Io`].
+pub fn link(from: &Path, to: &Path) -> Result<(), FileError> {
+    match fs::hard_link(from, to) {
+        Ok(()) => sync_folder(to).map_err(|source| not_written(to, source)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            if *read_secret(from)? == *read_secret(to)? {
+                Ok(())
+            } else {
+                Err(FileError::Exists(to.to_owned()))
+            }
+        }
+        Err(source) => Err(not_written(to, source)),
+    }
+}
+
+/// Removes a file, durably.
+///
+/// # Errors
+/// [`FileError`] naming it.
+pub fn remove(path: &Path) -> Result<(), FileError> {
+    fs::remove_file(path).and_then(|()| sync_folder(path)).map_err(|source| FileError::Io {
+        act: "remove",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Gives a finished folder or file its name, durably.

@@ -17,12 +17,14 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use tracing::warn;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
 };
 
+use crate::clock;
 use crate::config::{Config, TlsVersion};
-use crate::home::{FileError, Home};
+use crate::home::{self, FileError, Home};
 
 use files::{Content, Files};
 use trust::TrustedCa;
@@ -105,6 +107,7 @@ pub fn load(config: &Config, home: &Home, running: Option<&Material>) -> Result<
     let (verifier, cas) = DeviceVerifier::load(config, home, &mut files, &provider)?;
     let running = running.map(|running| &*running.trust);
     let lists = trust::load_lists(&config.tls.crls, home, &mut files, &cas, running)?;
+    warn_of_root(home);
 
     let versions: &[&rustls::SupportedProtocolVersion] = match config.tls.min_version {
         TlsVersion::V1_3 => &[&rustls::version::TLS13],
@@ -130,11 +133,13 @@ pub fn load(config: &Config, home: &Home, running: Option<&Material>) -> Result<
     Ok(Material { server: Arc::new(tls), trust, own_facts, files: files.read })
 }
 
-/// Verifies the path from the leaf to a configured CA. Where such a CA signed the leaf itself, what the client sends
-/// besides is not looked at; else its intermediates are, and each of them must be a CA that is valid now.
+/// Verifies the path from the leaf to a configured CA: first one whose name the leaf bears as its issuer's, the one with
+/// the key that the leaf names before its namesakes; then, where none of these has signed it, any of them by way of the
+/// intermediates that the client has sent, each of which must be a CA that is valid now.
 ///
-/// The leaf's end date alone is left to identity.rs, so that an expired device is told so in words; not so behind
-/// intermediates, whose own dates could then not be asked for the same moment.
+/// The leaf's end date alone is left to identity.rs, so that an expired device is told so in words. For that the path is
+/// verified at the leaf's own last second where this is past. Nothing else passes by it that would not pass now: of a path
+/// only the validity depends on time, and that of every CA on it has been asked for now before.
 struct DeviceVerifier {
     cas: Vec<DeviceCa>,
     any: Arc<dyn ClientCertVerifier>,
@@ -169,6 +174,7 @@ impl DeviceVerifier {
                     return Err(content("not a CA certificate that may sign others".to_owned()));
                 }
                 trusted.push(TrustedCa { der: der.clone(), facts: facts.clone() });
+                warn_of_end(&der, &facts);
                 let mut roots = RootCertStore::empty();
                 roots.add(der).map_err(|error| content(error.to_string()))?;
                 let verifier =
@@ -183,6 +189,33 @@ impl DeviceVerifier {
         match cas.first().map(|ca| Arc::clone(&ca.verifier)) {
             Some(any) => Ok((Self { cas, any }, trusted)),
             None => Err(TlsError::Content { path: home.config(), reason: "no device CA".to_owned() }),
+        }
+    }
+}
+
+/// Says so of a CA that ends soon or has ended: a fleet that finds out by its refusals has found out too late.
+fn warn_of_end(der: &CertificateDer<'_>, ca: &CaCertificate) {
+    let left = ca.not_after() - clock::utc().unix_timestamp();
+    if left < home::CA_ENDS_SOON.whole_seconds() {
+        let subject = display_subject(der);
+        let key_id = ca.key_id().unwrap_or("-");
+        if left < 0 {
+            warn!(%subject, key_id, "this device CA has expired, and the devices below it are refused in TLS");
+        } else {
+            let days = left / 86_400;
+            warn!(%subject, key_id, days, "this device CA ends soon, and the devices below it with it; 'doorward pki rollover begin' makes another");
+        }
+    }
+}
+
+/// What is no device CA may yet be what devices trust this gateway by. A home without it is no fault.
+fn warn_of_root(home: &Home) {
+    let path = home.pki("root.crt");
+    let Some(roots) = home::read(&path).ok().and_then(|text| doorward_pki::certificates_from_pem(&text)) else { return };
+    for root in roots.iter().filter_map(|der| CaCertificate::parse(der).ok()) {
+        let days = (root.not_after() - clock::utc().unix_timestamp()).div_euclid(86_400);
+        if days < home::CA_ENDS_SOON.whole_days() {
+            warn!(root = %path.display(), days, "the root by which devices trust this gateway ends so soon, or has ended");
         }
     }
 }
@@ -230,28 +263,50 @@ impl ClientCertVerifier for DeviceVerifier {
         let facts = Leaf::parse(leaf).map_err(|_| CertificateError::BadEncoding)?;
         let seconds = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         // Judged at its own last second where it is past: its end is somebody else's question.
-        let at = if seconds > facts.not_after() { facts.not_after() } else { seconds };
+        let at = seconds.min(facts.not_after());
         let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(u64::try_from(at).unwrap_or(0)));
-        let mut refusal = CertificateError::UnknownIssuer;
-        let direct = |ca: &&DeviceCa| ca.facts.subject() == facts.issuer();
-        let path: (&[CertificateDer<'_>], UnixTime) = if self.cas.iter().any(|ca| direct(&ca)) {
-            (&[], at)
-        } else {
-            check_intermediates(intermediates, seconds)?;
-            (intermediates, now)
+        let try_ca = |ca: &DeviceCa, intermediates: &[CertificateDer<'_>]| -> Result<_, rustls::Error> {
+            check_dates(&ca.facts, seconds)?;
+            ca.verifier.verify_client_cert(leaf, intermediates, at)
         };
-        for ca in self.cas.iter().filter(|ca| !path.0.is_empty() || direct(ca)) {
-            if let Err(error) = check_dates(&ca.facts, seconds) {
+
+        // What was found out first is what a refusal says, for it is about the CA that the leaf itself names; any reason
+        // is better than none.
+        let mut refusal = rustls::Error::from(CertificateError::UnknownIssuer);
+        let mut refused = |error: rustls::Error| match (&refusal, error) {
+            (
+                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer),
+                error @ rustls::Error::InvalidCertificate(_),
+            ) => {
                 refusal = error;
-                continue;
+                Ok(())
             }
-            match ca.verifier.verify_client_cert(leaf, path.0, path.1) {
+            (_, rustls::Error::InvalidCertificate(_)) => Ok(()),
+            (_, error) => Err(error),
+        };
+        let namesakes = || self.cas.iter().filter(|ca| ca.facts.subject() == facts.issuer());
+        let named =
+            |ca: &&DeviceCa| facts.issuer_key_id().is_some() && facts.issuer_key_id() == ca.facts.key_id();
+        for ca in namesakes().filter(named).chain(namesakes().filter(|ca| !named(ca))) {
+            match try_ca(ca, &[]) {
                 Ok(verified) => return Ok(verified),
-                Err(rustls::Error::InvalidCertificate(error)) => refusal = error,
-                Err(error) => return Err(error),
+                Err(error) => refused(error)?,
             }
         }
-        Err(refusal.into())
+        if !intermediates.is_empty() {
+            match check_intermediates(intermediates, seconds) {
+                Ok(()) => {
+                    for ca in &self.cas {
+                        match try_ca(ca, intermediates) {
+                            Ok(verified) => return Ok(verified),
+                            Err(error) => refused(error)?,
+                        }
+                    }
+                }
+                Err(error) => refused(error.into())?,
+            }
+        }
+        Err(refusal)
     }
 
     fn verify_tls12_signature(

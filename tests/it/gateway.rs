@@ -1,6 +1,7 @@
 //! The gateway from outside: real sockets, real TLS, the contract of docs/protocol.md.
 
 mod admission;
+mod authorities;
 mod away;
 mod caps;
 mod changes;
