@@ -4,6 +4,7 @@
 mod audit;
 mod bulk;
 mod bundle;
+mod cas;
 mod cert;
 mod completions;
 mod config;
@@ -18,6 +19,7 @@ mod issue;
 mod issuer;
 mod message;
 mod output;
+mod pki;
 mod receipt;
 mod renew_cert;
 mod rotate;
@@ -85,6 +87,9 @@ enum Command {
     /// Certificates of devices
     #[command(subcommand)]
     Cert(cert::Cert),
+    /// The CAs of the home: move the root away, replace the issuing CA, take one that was signed elsewhere
+    #[command(subcommand)]
+    Pki(pki::Pki),
     /// Who is connected
     #[command(subcommand)]
     Session(session::Session),
@@ -132,6 +137,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Fleet(fleet) => fleet.run(&shared).await,
         Command::Device(device) => device.run(&shared).await,
         Command::Cert(cert) => cert.run(&shared).await,
+        Command::Pki(pki) => pki.run(&shared).await,
         Command::Session(session) => session.run(&shared).await,
         Command::Message(message) => message.run(&shared).await,
         Command::Audit(audit) => audit.run(&shared).await,

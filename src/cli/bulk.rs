@@ -306,16 +306,18 @@ impl Run<'_> {
         let leaf = Leaf::parse(&der).map_err(|error| broken(error.to_string()))?;
         let time =
             |seconds| OffsetDateTime::from_unix_timestamp(seconds).map_err(|error| broken(error.to_string()));
-        if leaf.issuer_key_id() != Some(self.maker.issuer.key_id()) {
+        // By the one that signs now, or the one that did when the run was cut short.
+        let trusted = leaf.issuer_key_id().filter(|key_id| self.maker.issuer.trusts(key_id));
+        let Some(signer) = trusted else {
             return Err(broken("it is signed by another CA than this home's".to_owned()));
-        }
+        };
         Ok(NewDevice {
             id: line.device.clone(),
             fleet: line.fleet.clone(),
             certificate: NewCertificate {
                 fingerprint: Fingerprint::of(&der),
                 serial: leaf.serial().to_owned(),
-                issuer: self.maker.issuer.key_id().to_owned(),
+                issuer: signer.to_owned(),
                 not_before: time(leaf.not_before())?,
                 not_after: time(leaf.not_after())?,
                 der: der.to_vec(),

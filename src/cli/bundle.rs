@@ -35,9 +35,9 @@ pub(super) fn write_again(shared: &Shared, device: &DeviceDetail, out: &Path) ->
     let Some(certificate) = certificate else {
         return Err(Failure::refused(format!("device '{id}' has no active certificate")));
     };
-    if certificate.issuer != issuer.key_id() {
+    if issuer.chain(&certificate.der).is_none() {
         return Err(Failure::new(format!(
-            "the certificate of '{id}' is signed by CA {}, which is not this home's issuing CA",
+            "the certificate of '{id}' is signed by CA {}, which is not among this home's issuing CAs",
             certificate.issuer
         ))
         .next("use the home that the device was added with"));
@@ -64,7 +64,10 @@ pub(super) fn write_with(
         Failure::new(error.to_string()).next("use the home whose master.key the device was added with")
     })?;
     let file = issuer.device_file(id, &device.summary.fleet, key.version, &hmac);
-    write(out, &file, &issuer.chain(certificate), private_key, &issuer.ca)
+    let chain = issuer.chain(certificate).ok_or_else(|| {
+        Failure::new(format!("the certificate of '{id}' is signed by none of this home's issuing CAs"))
+    })?;
+    write(out, &file, &chain, private_key, &issuer.ca)
 }
 
 /// Refuses a folder that is there: nothing overwrites a key.

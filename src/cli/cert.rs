@@ -24,6 +24,13 @@ pub(super) enum Cert {
         /// Those alone that end within this time
         #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
         expiring: Option<Duration>,
+        /// Signed by the CA with this key id alone, hex
+        #[arg(long, value_name = "KEYID", value_parser = parse_key_id)]
+        issuer: Option<String>,
+        /// Those alone by which a device may still come in: active or in their grace, not expired, of a device that is not
+        /// revoked
+        #[arg(long)]
+        live: bool,
     },
     /// Show a certificate
     #[command(after_help = "Example:\n  doorward cert show 4f0c8a1d2b3e4f5061728394a5b6c7d8")]
@@ -62,7 +69,15 @@ pub(super) enum Cert {
 impl Cert {
     pub(super) async fn run(&self, shared: &Shared) -> Outcome {
         match self {
-            Self::List { device, expiring } => list(shared, device.as_ref(), *expiring).await,
+            Self::List { device, expiring, issuer, live } => {
+                let filter = CertificateFilter {
+                    device: device.clone(),
+                    issuer: issuer.clone(),
+                    live: *live,
+                    ..CertificateFilter::default()
+                };
+                list(shared, filter, *expiring).await
+            }
             Self::Show { serial } => show(shared, serial).await,
             Self::Revoke { serial, reason, only, wait } => revoke(shared, serial, reason, *only, wait).await,
             Self::Crl(args) => crl::run(shared, args).await,
@@ -77,6 +92,16 @@ fn parse_serial(text: &str) -> Result<String, String> {
         Ok(plain)
     } else {
         Err("a serial is 32 hex digits; 'doorward cert list' shows them".to_owned())
+    }
+}
+
+/// A key id as the registry keeps it: `openssl` writes it in capitals and parts its bytes by colons.
+pub(super) fn parse_key_id(text: &str) -> Result<String, String> {
+    let plain: String = text.chars().filter(|c| *c != ':').collect::<String>().to_ascii_lowercase();
+    if (2..=128).contains(&plain.len()) && plain.bytes().all(|b| b.is_ascii_hexdigit()) {
+        Ok(plain)
+    } else {
+        Err("a CA's key id is hex digits; 'doorward pki rollover status' shows it".to_owned())
     }
 }
 
@@ -102,9 +127,9 @@ fn as_json(device: &DeviceId, certificate: &CertificateRecord) -> Value {
     })
 }
 
-async fn list(shared: &Shared, device: Option<&DeviceId>, expiring: Option<Duration>) -> Outcome {
+async fn list(shared: &Shared, filter: CertificateFilter, expiring: Option<Duration>) -> Outcome {
     let registry = shared.registry().await?;
-    if let Some(id) = device
+    if let Some(id) = &filter.device
         && registry.device(id).await?.is_none()
     {
         return Err(Failure::missing(format!("there is no device '{id}'"))
@@ -117,7 +142,7 @@ async fn list(shared: &Shared, device: Option<&DeviceId>, expiring: Option<Durat
             clock::utc().checked_add(within).ok_or_else(too_long)
         })
         .transpose()?;
-    let filter = CertificateFilter { device: device.cloned(), serial: None, expiring_before };
+    let filter = CertificateFilter { expiring_before, ..filter };
     let found = registry.certificates(&filter).await?;
     if shared.json {
         return output::json(&found.iter().map(|(device, c)| as_json(device, c)).collect::<Vec<_>>());

@@ -10,7 +10,7 @@ use serde_json::json;
 use time::Duration;
 
 use super::failure::{Failure, Outcome};
-use super::{Shared, issue, output};
+use super::{Shared, cas, issue, output};
 use crate::home;
 use crate::registry::{Cause, NewCrl, RevokedFilter};
 
@@ -34,6 +34,9 @@ pub(super) struct CrlArgs {
     /// Where it will be had. Verifiers then use it only for certificates that name the same URL, and devices' name none
     #[arg(long, value_name = "URL")]
     url: Option<DistributionPoint>,
+    /// Of the issuing CA with this key id, hex, while the home has it [default: the one that signs]
+    #[arg(long, value_name = "KEYID", value_parser = super::cert::parse_key_id)]
+    issuer: Option<String>,
     /// Without the issuing distribution point, for verifiers that refuse a list with it (rustls among them)
     #[arg(long, conflicts_with = "url")]
     plain: bool,
@@ -41,7 +44,10 @@ pub(super) struct CrlArgs {
 
 pub(super) async fn run(shared: &Shared, args: &CrlArgs) -> Outcome {
     // All that can be refused is refused before a number is given.
-    let authority = issue::authority(&shared.home(), "issuing", shared)?;
+    let authority = match &args.issuer {
+        Some(key_id) => cas::authority(&shared.home(), key_id, shared)?,
+        None => issue::authority(&shared.home(), "issuing", shared)?,
+    };
     crl::may_sign(&authority)?;
     let above = number_at(&args.out, &authority)?;
     let registry = shared.registry().await?;

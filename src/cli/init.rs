@@ -103,7 +103,7 @@ impl Init {
             output::say("nothing had to be made");
         } else if shared.passphrase_file.is_none() && report.made.contains(&home.pki("root.key")) {
             output::say(
-                "keep pki/root.key away from this machine, or encrypt the CA keys with --passphrase-file",
+                "keep pki/root.key away from this machine ('doorward pki export-root --out DIR'), or encrypt the CA keys with --passphrase-file",
             );
         }
         Ok(())

@@ -4,14 +4,17 @@ use std::path::Path;
 
 use doorward_pki::bundle::{DeviceFile, HmacKey, HmacKeyEntry};
 use doorward_pki::seal::MasterKey;
-use doorward_pki::{Authority, Certificate, Request, Serial, certificate_to_pem, key_file, key_to_pem};
+use doorward_pki::{
+    Authority, Certificate, IssueError, Leaf, Request, Serial, certificate_to_pem, key_file, key_to_pem,
+};
 use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
 use rcgen::PublicKeyData;
 use time::Duration;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::Shared;
+use super::cas::{self, Ca};
 use super::failure::Failure;
+use super::{Shared, output};
 use crate::home::{self, FileError, Home};
 use crate::registry::{NewCertificate, NewDevice};
 use crate::{clock, entropy};
@@ -19,6 +22,8 @@ use crate::{clock, entropy};
 /// What signs devices and seals their keys.
 pub(super) struct Issuer {
     authority: Authority,
+    /// All issuing CAs that are trusted, the one that signs among them.
+    trusted: Vec<Ca>,
     master: MasterKey,
     /// What devices trust for the gateway, PEM.
     pub(super) ca: String,
@@ -78,8 +83,13 @@ fn irreplaceable(error: FileError) -> Failure {
 impl Issuer {
     pub(super) fn load(shared: &Shared) -> Result<Self, Failure> {
         let home = shared.home();
+        let authority = authority(&home, "issuing", shared)?;
+        if let Some(words) = cas::ending("the issuing CA", authority.not_after()) {
+            output::say(format!("warning: {words}; 'doorward pki rollover begin' makes another"));
+        }
         Ok(Self {
-            authority: authority(&home, "issuing", shared)?,
+            authority,
+            trusted: cas::read(&home.pki("issuing.crt"))?,
             master: master_key(&home)?,
             ca: home::read(&home.pki("root.crt"))?,
             url: shared.config()?.gateway.url,
@@ -143,7 +153,11 @@ impl Issuer {
         key: &impl PublicKeyData,
     ) -> Result<Certificate, Failure> {
         let serial = Serial::from_random(entropy::random()?);
-        Ok(self.authority.issue_device(id, key, serial, clock::utc(), lifetime)?)
+        self.authority.issue_device(id, key, serial, clock::utc(), lifetime).map_err(|error| match error {
+            IssueError::IssuerExpired(_) => Failure::refused(error.to_string())
+                .next("'doorward pki rollover begin' makes a new issuing CA"),
+            other => other.into(),
+        })
     }
 
     /// The registry's row of a certificate that this issuer signed.
@@ -179,9 +193,21 @@ impl Issuer {
         Ok(self.master.seal(id, KeyVersion::FIRST, hmac, entropy::random()?))
     }
 
-    /// `device.crt`: a leaf of this issuer's, then the intermediate.
-    pub(super) fn chain(&self, leaf: &[u8]) -> String {
-        format!("{}{}", certificate_to_pem(leaf), self.authority.certificate_pem())
+    /// `device.crt`: a leaf, then the intermediate that signed it, which may be one that signs no more. `None`: it is signed
+    /// by a CA that is not trusted here.
+    pub(super) fn chain(&self, leaf: &[u8]) -> Option<String> {
+        let signer = Leaf::parse(leaf).ok()?.issuer_key_id().map(str::to_owned);
+        let signer = if signer.as_deref() == Some(self.key_id()) {
+            self.authority.certificate_pem()
+        } else {
+            self.trusted.iter().find(|ca| ca.facts.key_id() == signer.as_deref())?.pem()
+        };
+        Some(format!("{}{signer}", certificate_to_pem(leaf)))
+    }
+
+    /// Whether the issuing CA with this key id is trusted here.
+    pub(super) fn trusts(&self, key_id: &str) -> bool {
+        self.trusted.iter().any(|ca| ca.facts.key_id() == Some(key_id)) || self.key_id() == key_id
     }
 
     /// The key id of the CA that signs.

@@ -9,6 +9,7 @@ mod config;
 mod crl;
 mod csr;
 mod device;
+mod external_ca;
 mod fleet;
 mod gateway;
 mod gateway_add;
@@ -17,8 +18,10 @@ mod init;
 mod lost;
 mod message;
 mod passphrase;
+mod pki;
 mod receipt;
 mod renew_cert;
+mod rollover;
 
 /// What a command says of its act, apart from where that has taken effect.
 fn without_receipt(mut value: serde_json::Value) -> serde_json::Value {

@@ -3,7 +3,7 @@
 use crate::support::command::{Desk, Ran};
 
 /// Every command that there is.
-const COMMANDS: [&str; 27] = [
+const COMMANDS: [&str; 33] = [
     "init",
     "demo",
     "gateway run",
@@ -21,6 +21,12 @@ const COMMANDS: [&str; 27] = [
     "device bundle",
     "device kick",
     "cert crl",
+    "pki export-root",
+    "pki rollover begin",
+    "pki rollover status",
+    "pki rollover finish",
+    "pki csr",
+    "pki import",
     "session list",
     "message list",
     "audit list",
