@@ -11,6 +11,7 @@ mod reload;
 mod renewals;
 pub(crate) mod sessions;
 mod sight;
+pub(crate) mod trusted;
 mod upkeep;
 mod watch;
 mod witness;
@@ -146,6 +147,7 @@ impl Gateway {
         let live = Live::new(config, Arc::new(tls));
         let config = &live.config;
         home::make_folder(&home.state())?;
+        trusted::note(&home, live.tls.trust.cas.iter().map(|ca| &*ca.der));
         let instance = format!("{}.{:032x}", home_id(&home)?, u128::from_be_bytes(entropy::random()?));
         let lists = match config.crl.listen {
             Some(at) => Some(TcpListener::bind(at).await.map_err(|source| StartError::Lists(at, source))?),

@@ -3,6 +3,7 @@
 mod export;
 mod external;
 mod rollover;
+mod taken;
 
 use std::path::PathBuf;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::Gateway;
+use super::{Gateway, trusted};
 use super::live::Live;
 use super::mailbox::Ending;
 use super::watch::{Stamps, stamps};
@@ -78,7 +78,9 @@ impl Gateway {
         }
         self.sink.set_patience(live.patience());
         self.granter.set_own(live.own());
-        self.live.store(Arc::new(live));
+        let taken = Arc::new(live);
+        self.live.store(Arc::clone(&taken));
+        trusted::note(&self.home, taken.tls.trust.cas.iter().map(|ca| &*ca.der));
         Ok(Reloaded { changed, waiting, ended: self.judge_origins() })
     }
 

@@ -12,6 +12,7 @@ use super::super::cas::{self, Standing};
 use super::super::failure::{Failure, Outcome};
 use super::super::{Shared, issue, output};
 use super::rollover;
+use super::taken::Wait;
 use crate::home::{self, Home, PUBLIC};
 use crate::registry::{DeviceFilter, DeviceStatus, Registry};
 use crate::{clock, entropy};
@@ -80,6 +81,8 @@ pub(in super::super) struct Import {
     /// Make it trusted and no more: the old one goes on signing until this is repeated without
     #[arg(long)]
     trust_only: bool,
+    #[command(flatten)]
+    wait: Wait,
 }
 
 /// A CA that has passed.
@@ -131,8 +134,7 @@ impl Import {
         if self.trust_only {
             return rollover::say(shared, &standing, made);
         }
-        standing.move_over(&home)?;
-        rollover::say(shared, &standing, true)
+        rollover::move_over(shared, &mut standing, &self.wait).await
     }
 
     /// All that can be refused.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::super::cas::{self, Ca, Standing};
 use super::super::failure::{Failure, Outcome};
 use super::super::{Shared, output};
+use super::taken::{self, Wait};
 use crate::home::{self, Home};
 use crate::registry::IssuerUse;
 use crate::{clock, entropy};
@@ -41,12 +42,14 @@ pub(in super::super) struct Begin {
     /// Make it trusted and no more: the old one goes on signing until this is repeated without
     #[arg(long)]
     trust_only: bool,
+    #[command(flatten)]
+    wait: Wait,
 }
 
 impl Rollover {
     pub(super) async fn run(&self, shared: &Shared) -> Outcome {
         match self {
-            Self::Begin(begin) => begin.run(shared),
+            Self::Begin(begin) => begin.run(shared).await,
             Self::Status => status(shared).await,
             Self::Finish => finish(shared).await,
         }
@@ -54,7 +57,7 @@ impl Rollover {
 }
 
 impl Begin {
-    fn run(&self, shared: &Shared) -> Outcome {
+    async fn run(&self, shared: &Shared) -> Outcome {
         let home = shared.home();
         let _lock = cas::hold(&home)?;
         let mut standing = Standing::read(shared)?;
@@ -69,8 +72,7 @@ impl Begin {
         if self.trust_only {
             return say(shared, &standing, made);
         }
-        standing.move_over(&home)?;
-        say(shared, &standing, true)
+        move_over(shared, &mut standing, &self.wait).await
     }
 
     /// The new CA: its key, then its certificate among those that are trusted. All that can fail for a reason other than the
@@ -110,6 +112,16 @@ impl Begin {
     }
 }
 
+/// Issuing moves over to the next CA, once the gateway of this home lets its devices in.
+pub(super) async fn move_over(shared: &Shared, standing: &mut Standing, wait: &Wait) -> Outcome {
+    let home = shared.home();
+    if let Some(next) = standing.next {
+        wait.until_taken(&home, &standing.cas[next]).await?;
+    }
+    standing.move_over(&home)?;
+    say(shared, standing, true)
+}
+
 /// What a rollover has come to.
 pub(super) fn say(shared: &Shared, standing: &Standing, changed: bool) -> Outcome {
     let (signs, next) = (standing.signs(), standing.next.map(|next| &standing.cas[next]));
@@ -125,14 +137,14 @@ pub(super) fn say(shared: &Shared, standing: &Standing, changed: bool) -> Outcom
     match next {
         Some(next) => output::say(format!(
             "{already}CA {} is trusted, until {}, and signs nothing yet; CA {} goes on signing\n\
-             every gateway has to read the new pki/issuing.crt (SIGHUP); then 'doorward pki rollover begin' moves issuing over",
+             gateways on other hosts have to get and read the new pki/issuing.crt; then 'doorward pki rollover begin' moves issuing over",
             next.key_id(),
             output::time(next.not_after()),
             signs.key_id()
         )),
         None => output::say(format!(
             "{already}CA {} signs from now on, until {}; CA {} stays trusted until 'doorward pki rollover finish'\n\
-             a gateway lets the new one's devices in once it has read the new pki/issuing.crt (SIGHUP), or if it trusts the root",
+             a gateway on another host lets the new one's devices in once it has got and read the new pki/issuing.crt, or if it trusts the root",
             signs.key_id(),
             output::time(signs.not_after()),
             old.join(", ")
@@ -159,6 +171,8 @@ async fn status(shared: &Shared) -> Outcome {
         () => "old",
     };
     let used = |ca: &Ca| use_of(&uses, ca.key_id());
+    let here = taken::by_gateway(&home);
+    let taken = |ca: &Ca| here.as_ref().map(|trusted| taken::lets_in(trusted, ca, &roots));
     if shared.json {
         let row = |ca: &Ca, role: &str, used: Option<(u64, u64)>| {
             json!({
@@ -166,8 +180,15 @@ async fn status(shared: &Shared) -> Outcome {
                 "until": output::time(ca.not_after()), "live": used.map(|used| used.0), "expired": used.map(|used| used.1),
             })
         };
-        let rows: Vec<Value> =
-            all.iter().enumerate().map(|(place, ca)| row(ca, role(place, ca), Some(used(ca)))).collect();
+        let rows: Vec<Value> = all
+            .iter()
+            .enumerate()
+            .map(|(place, ca)| {
+                let mut row = row(ca, role(place, ca), Some(used(ca)));
+                row["taken"] = json!(taken(ca));
+                row
+            })
+            .collect();
         return output::json(&json!({
             "authorities": rows,
             "roots": roots.iter().map(|ca| row(ca, "root", None)).collect::<Vec<_>>(),
@@ -193,6 +214,11 @@ async fn status(shared: &Shared) -> Outcome {
     } else if all.len() > 1 {
         output::say(
             "a rollover is under way; 'doorward pki rollover finish' ends it once nothing depends on the old CA",
+        );
+    }
+    if all.iter().any(|ca| taken(ca) == Some(false)) {
+        output::say(
+            "the gateway that runs on this home has not read pki/issuing.crt since it changed (SIGHUP)",
         );
     }
     if all.len() > 1 && !serving.is_empty() {

@@ -170,6 +170,8 @@ fn an_expired_ca_signs_nothing_and_names_the_way_out() {
     let desk = aged(1900, 1830);
     desk.run("device add press-7").fails(4, &["issuing certificate expired at", "pki rollover begin"]);
     desk.run("pki rollover status").done().says(&["warning: CA", "expired at"]);
+    let said = Running::start(&desk).said_first();
+    assert!(said.contains("this device CA has expired"), "it serves what else it trusts: {said}");
     desk.run("pki rollover begin").done();
     desk.run("device add press-7").done();
     desk.run("pki rollover finish").done();
@@ -178,4 +180,6 @@ fn an_expired_ca_signs_nothing_and_names_the_way_out() {
     desk.run("pki rollover begin").fails(4, &["the root home/pki/root.crt expired at", "new home"]);
     assert!(!desk.home("pki/next.key").exists());
     desk.run("pki rollover status").done().says(&["Aged root CA) expired at"]);
+    let said = Running::start(&desk).said_first();
+    assert!(said.contains("the root by which devices trust this gateway"), "{said}");
 }

@@ -301,8 +301,20 @@ async fn a_gateway_lets_both_in_until_the_end(_: Database, desk: Desk) {
     let before = Device::connect(load(desk.home("devices/before")), options()).unwrap();
     within("an ack", before.publish("devices/before/t", &0)).await.unwrap();
 
-    desk.run("pki rollover begin").done();
+    // It cannot have read it yet: trusted, and no device of the new CA is made that it would refuse.
+    gateway.signal("STOP");
+    let waits = desk.run("pki rollover begin --wait 100ms");
+    assert_eq!(waits.code, Some(1), "{waits:?}");
+    let waits = waits.says(&["committed, not confirmed", "issuing has not moved over", "SIGHUP"]);
+    assert!(!waits.err.contains("error"), "{waits:?}");
+    assert_eq!(roles(&desk).into_iter().map(|(_, role)| role).collect::<Vec<_>>(), ["signs", "next"]);
+    desk.run("pki rollover status").done().says(&["has not read pki/issuing.crt since it changed"]);
+    gateway.signal("CONT");
     gateway.signal("HUP");
+    desk.run("pki rollover begin").done();
+    assert_moved(&desk);
+    let status = desk.run("pki rollover status --json").json();
+    assert!(status["authorities"].as_array().unwrap().iter().all(|ca| ca["taken"] == true), "{status}");
     desk.run("device add after").done();
     let after = Device::connect(load(desk.home("devices/after")), options()).unwrap();
     for device in [&before, &after] {
