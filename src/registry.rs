@@ -411,8 +411,9 @@ pub trait Registry: renewals::Renewals + Send + Sync + 'static {
     async fn set_status(&self, id: &DeviceId, act: Act, reason: Option<&str>) -> Result<Acted>;
     /// Certificates in the order of their ends.
     async fn certificates(&self, filter: &CertificateFilter) -> Result<Vec<(DeviceId, CertificateRecord)>>;
-    /// What depends on each authority that has signed a certificate, in the order of key ids.
-    async fn issuers(&self) -> Result<Vec<IssuerUse>>;
+    /// What depends on each authority that has signed a certificate, in the order of key ids. For `late` after its end a
+    /// certificate may still renew itself, unless its fleet says otherwise.
+    async fn issuers(&self, late: Duration) -> Result<Vec<IssuerUse>>;
     /// Revokes a certificate and, unless `only`, those that were renewed from it.
     async fn revoke_certificate(
         &self,

@@ -27,8 +27,8 @@ pub(super) enum Cert {
         /// Signed by the CA with this key id alone, hex
         #[arg(long, value_name = "KEYID", value_parser = parse_key_id)]
         issuer: Option<String>,
-        /// Those alone by which a device may still come in: active or in their grace, not expired, of a device that is not
-        /// revoked
+        /// Those alone by which a device may still come in: active or in their grace; not expired, or not for so long that they
+        /// could not renew themselves; of a device that is not revoked
         #[arg(long)]
         live: bool,
     },
@@ -73,7 +73,7 @@ impl Cert {
                 let filter = CertificateFilter {
                     device: device.clone(),
                     issuer: issuer.clone(),
-                    live: *live,
+                    live: if *live { Some(late(shared)?) } else { None },
                     ..CertificateFilter::default()
                 };
                 list(shared, filter, *expiring).await
@@ -83,6 +83,11 @@ impl Cert {
             Self::Crl(args) => crl::run(shared, args).await,
         }
     }
+}
+
+/// How long after its end a certificate may still renew itself, as the home's configuration says.
+pub(super) fn late(shared: &Shared) -> Result<Duration, Failure> {
+    Ok(shared.config()?.certificates.renew_after_expiry.0)
 }
 
 /// As the registry keeps it: `openssl` writes it in capitals, others part its bytes by colons.

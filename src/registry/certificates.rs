@@ -19,8 +19,9 @@ pub struct CertificateFilter {
     pub expiring_before: Option<OffsetDateTime>,
     /// Signed by the authority with this key id alone.
     pub issuer: Option<String>,
-    /// Those alone by which a device may still come in, as [`IssuerUse::live`] counts them.
-    pub live: bool,
+    /// Those alone by which a device may still come in, as [`IssuerUse::live`] counts them; for so long after its end a
+    /// certificate may still renew itself, unless its fleet says otherwise.
+    pub live: Option<Duration>,
 }
 
 /// What depends on an authority.
@@ -28,10 +29,10 @@ pub struct CertificateFilter {
 pub struct IssuerUse {
     /// Its key id, hex.
     pub issuer: String,
-    /// Certificates by which a device may still come in: active, or superseded and in their grace; not expired; of a device
-    /// that is not revoked. A suspended one may be resumed.
+    /// Certificates by which a device may still come in: active, or superseded and in their grace; not expired, or not for
+    /// so long that they could not renew themselves; of a device that is not revoked. A suspended one may be resumed.
     pub live: u64,
-    /// Active ones of such devices that have expired: what a late device comes back with.
+    /// Active ones of such devices that have been expired for longer.
     pub expired: u64,
 }
 

@@ -285,8 +285,8 @@ impl Registry for Postgres {
         within(OPERATOR_DEADLINE, certificates::list(self, filter)).await
     }
 
-    async fn issuers(&self) -> Result<Vec<IssuerUse>> {
-        within(OPERATOR_DEADLINE, certificates::issuers(self)).await
+    async fn issuers(&self, late: Duration) -> Result<Vec<IssuerUse>> {
+        within(OPERATOR_DEADLINE, certificates::issuers(self, late)).await
     }
 
     async fn revoke_certificate(

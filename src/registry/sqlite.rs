@@ -318,8 +318,8 @@ impl Registry for Sqlite {
         within(OPERATOR_DEADLINE, certificates::list(self, filter)).await
     }
 
-    async fn issuers(&self) -> Result<Vec<IssuerUse>> {
-        within(OPERATOR_DEADLINE, certificates::issuers(self)).await
+    async fn issuers(&self, late: Duration) -> Result<Vec<IssuerUse>> {
+        within(OPERATOR_DEADLINE, certificates::issuers(self, late)).await
     }
 
     async fn revoke_certificate(

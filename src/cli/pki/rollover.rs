@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::super::cas::{self, Ca, Standing};
 use super::super::failure::{Failure, Outcome};
-use super::super::{Shared, output};
+use super::super::{Shared, cert, output};
 use super::taken::{self, Wait};
 use crate::home::{self, Home};
 use crate::registry::IssuerUse;
@@ -159,7 +159,7 @@ async fn status(shared: &Shared) -> Outcome {
     let signing = signing(&home, shared, &all)?;
     let roots = cas::read(&home.pki("root.crt"))?;
     let registry = shared.registry().await?;
-    let uses = registry.issuers().await?;
+    let uses = registry.issuers(cert::late(shared)?).await?;
     let serving: Vec<_> =
         registry.gateways(None).await?.into_iter().filter(|gateway| gateway.may_serve).collect();
     let waiting = home.pki("next.key").exists();
@@ -268,7 +268,7 @@ async fn finish(shared: &Shared) -> Outcome {
     if old.is_empty() {
         return done(shared, signs, &[], 0);
     }
-    let uses = shared.registry().await?.issuers().await?;
+    let uses = shared.registry().await?.issuers(cert::late(shared)?).await?;
     let expired = old.iter().map(|id| use_of(&uses, id).1).sum();
     if let Some((id, live)) = old.iter().map(|id| (id, use_of(&uses, id).0)).find(|(_, live)| *live > 0) {
         let certificates = if live == 1 { "certificate depends" } else { "certificates depend" };

@@ -1,5 +1,7 @@
 //! Certificates, for operators.
 
+use std::time::Duration;
+
 use doorward_proto::ids::DeviceId;
 
 use super::super::shared::{Phase, clean, device_id, issuer_use, revoked};
@@ -19,16 +21,20 @@ pub(super) async fn list(
          WHERE ($1::text IS NULL OR device = $1) AND ($2::text IS NULL OR serial = $2)
              AND ($3::timestamptz IS NULL OR (not_after < $3 AND not_after > now() AND status <> 'revoked'))
              AND ($4::text IS NULL OR issuer = $4)
-             AND (NOT $5 OR (
-                 not_after > now() AND (status = 'active' OR (status = 'superseded' AND valid_until > now()))
-                 AND EXISTS (SELECT FROM devices AS d WHERE d.id = device AND d.status <> 'revoked')))
+             AND ($5::double precision IS NULL OR EXISTS (
+                 SELECT FROM devices AS d JOIN fleets AS f ON f.id = d.fleet
+                 WHERE d.id = device AND d.status <> 'revoked'
+                     AND (certificates.status = 'active'
+                          OR (certificates.status = 'superseded' AND valid_until > now()))
+                     AND not_after + make_interval(secs =>
+                         coalesce((f.limits::json ->> 'renew_after_expiry')::double precision, $5)) > now()))
          ORDER BY not_after, fingerprint",
     )
     .bind(filter.device.as_ref().map(|device| device.as_str()))
     .bind(filter.serial.as_deref())
     .bind(filter.expiring_before)
     .bind(filter.issuer.as_deref())
-    .bind(filter.live)
+    .bind(filter.live.map(|late| late.as_secs_f64()))
     .fetch_all(&mut *connection)
     .await
     .map_err(error::read)?;
@@ -36,17 +42,22 @@ pub(super) async fn list(
     found.iter().map(|row| Ok((device_id(rows::get(row, "device")?)?, rows::certificate(row)?))).collect()
 }
 
-pub(super) async fn issuers(registry: &Postgres) -> Result<Vec<IssuerUse>> {
+pub(super) async fn issuers(registry: &Postgres, late: Duration) -> Result<Vec<IssuerUse>> {
     let mut connection = registry.operator().await?;
     let found = sqlx::query(
-        "SELECT c.issuer,
-             count(*) FILTER (WHERE c.not_after > now()
-                 AND (c.status = 'active' OR (c.status = 'superseded' AND c.valid_until > now()))
-                 AND d.status <> 'revoked') AS live,
-             count(*) FILTER (WHERE c.not_after <= now() AND c.status = 'active' AND d.status <> 'revoked') AS expired
-         FROM certificates AS c JOIN devices AS d ON d.id = c.device
-         GROUP BY c.issuer ORDER BY c.issuer COLLATE \"C\"",
+        "SELECT issuer,
+             count(*) FILTER (WHERE until > now()
+                 AND (status = 'active' OR (status = 'superseded' AND valid_until > now()))) AS live,
+             count(*) FILTER (WHERE until <= now() AND status = 'active') AS expired
+         FROM (
+             SELECT c.issuer, c.status, c.valid_until, c.not_after + make_interval(secs =>
+                 coalesce((f.limits::json ->> 'renew_after_expiry')::double precision, $1)) AS until
+             FROM certificates AS c JOIN devices AS d ON d.id = c.device JOIN fleets AS f ON f.id = d.fleet
+             WHERE d.status <> 'revoked'
+         ) AS used
+         GROUP BY issuer ORDER BY issuer COLLATE \"C\"",
     )
+    .bind(late.as_secs_f64())
     .fetch_all(&mut *connection)
     .await
     .map_err(error::read)?;

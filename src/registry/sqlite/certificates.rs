@@ -1,5 +1,7 @@
 //! Certificates, for operators.
 
+use std::time::Duration;
+
 use doorward_pki::Fingerprint;
 use doorward_proto::ids::DeviceId;
 use sqlx::sqlite::SqliteConnection;
@@ -22,36 +24,43 @@ pub(super) async fn list(
          WHERE (?1 IS NULL OR device = ?1) AND (?2 IS NULL OR serial = ?2)
              AND (?3 IS NULL OR (not_after < ?3 AND not_after > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AND status <> 'revoked'))
              AND (?4 IS NULL OR issuer = ?4)
-             AND (NOT ?5 OR (
-                 not_after > strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-                 AND (status = 'active'
-                      OR (status = 'superseded' AND valid_until > strftime('%Y-%m-%dT%H:%M:%fZ', 'now')))
-                 AND EXISTS (SELECT 1 FROM devices AS d WHERE d.id = device AND d.status <> 'revoked')))
+             AND (?5 IS NULL OR EXISTS (
+                 SELECT 1 FROM devices AS d JOIN fleets AS f ON f.id = d.fleet,
+                     (SELECT strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AS at) AS now
+                 WHERE d.id = device AND d.status <> 'revoked'
+                     AND (certificates.status = 'active'
+                          OR (certificates.status = 'superseded' AND valid_until > now.at))
+                     AND strftime('%Y-%m-%dT%H:%M:%fZ', not_after,
+                         coalesce(json_extract(f.limits, '$.renew_after_expiry'), ?5) || ' seconds') > now.at))
          ORDER BY not_after, fingerprint",
     )
     .bind(filter.device.as_ref().map(|device| device.as_str()))
     .bind(filter.serial.as_deref())
     .bind(filter.expiring_before.map(rows::stamp).transpose()?)
     .bind(filter.issuer.as_deref())
-    .bind(filter.live)
+    .bind(filter.live.map(|late| i64::try_from(late.as_secs()).unwrap_or(i64::MAX)))
     .fetch_all(&mut *connection)
     .await
     .map_err(error::read)?;
     found.iter().map(|row| Ok((device_id(rows::get(row, "device")?)?, rows::certificate(row)?))).collect()
 }
 
-pub(super) async fn issuers(registry: &Sqlite) -> Result<Vec<IssuerUse>> {
+pub(super) async fn issuers(registry: &Sqlite, late: Duration) -> Result<Vec<IssuerUse>> {
     let mut connection = registry.reader().await?;
     let found = sqlx::query(
-        "SELECT c.issuer,
-             sum(c.not_after > now.at
-                 AND (c.status = 'active' OR (c.status = 'superseded' AND c.valid_until > now.at))
-                 AND d.status <> 'revoked') AS live,
-             sum(c.not_after <= now.at AND c.status = 'active' AND d.status <> 'revoked') AS expired
-         FROM certificates AS c JOIN devices AS d ON d.id = c.device,
-             (SELECT strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AS at) AS now
-         GROUP BY c.issuer ORDER BY c.issuer",
+        "SELECT issuer,
+             sum(until > now AND (status = 'active' OR (status = 'superseded' AND valid_until > now))) AS live,
+             sum(until <= now AND status = 'active') AS expired
+         FROM (
+             SELECT c.issuer, c.status, c.valid_until, strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AS now,
+                 strftime('%Y-%m-%dT%H:%M:%fZ', c.not_after,
+                     coalesce(json_extract(f.limits, '$.renew_after_expiry'), ?1) || ' seconds') AS until
+             FROM certificates AS c JOIN devices AS d ON d.id = c.device JOIN fleets AS f ON f.id = d.fleet
+             WHERE d.status <> 'revoked'
+         )
+         GROUP BY issuer ORDER BY issuer",
     )
+    .bind(i64::try_from(late.as_secs()).unwrap_or(i64::MAX))
     .fetch_all(&mut *connection)
     .await
     .map_err(error::read)?;

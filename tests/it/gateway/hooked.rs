@@ -257,8 +257,8 @@ impl Registry for Hooked {
     async fn certificates(&self, filter: &CertificateFilter) -> Result<Vec<(DeviceId, CertificateRecord)>> {
         self.asked()?.certificates(filter).await
     }
-    async fn issuers(&self) -> Result<Vec<IssuerUse>> {
-        self.asked()?.issuers().await
+    async fn issuers(&self, late: Duration) -> Result<Vec<IssuerUse>> {
+        self.asked()?.issuers(late).await
     }
     async fn revoke_certificate(
         &self,

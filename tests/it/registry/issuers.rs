@@ -1,12 +1,15 @@
 //! What depends on an authority.
 
+use std::time::Duration;
+
+use doorward::clock;
 use doorward::registry::{Act, CertificateFilter, IssuerUse, NewDevice};
 use doorward_pki::Fingerprint;
 use time::macros::datetime;
 
 use crate::support::database::Database;
 
-use super::{NOON, certificate_of, contract, device, new_device};
+use super::{NOON, certificate_of, contract, device, fleet, new_device};
 
 contract!(live_certificates_are_counted_by_who_signed_them, a_list_is_of_one_authority_and_of_what_is_live);
 
@@ -23,7 +26,8 @@ fn signed_by(id: &str, issuer: &str) -> NewDevice {
 async fn fill(database: &Database) {
     let mut expired = signed_by("expired", OLD);
     expired.certificate.not_before = datetime!(2025-01-01 00:00 UTC);
-    expired.certificate.not_after = datetime!(2026-01-01 00:00 UTC);
+    // Within a year of any day that this is run on.
+    expired.certificate.not_after = clock::utc().replace_nanosecond(0).unwrap() - time::Duration::days(30);
     let mut expired_revoked = signed_by("expired-gone", OLD);
     expired_revoked.certificate.not_before = datetime!(2025-01-01 00:00 UTC);
     expired_revoked.certificate.not_after = datetime!(2026-01-01 00:00 UTC);
@@ -54,17 +58,29 @@ async fn fill(database: &Database) {
 }
 
 async fn live_certificates_are_counted_by_who_signed_them(database: Database) {
-    assert_eq!(database.registry.issuers().await.unwrap(), []);
+    assert_eq!(database.registry.issuers(Duration::ZERO).await.unwrap(), []);
     fill(&database).await;
     let counted = |issuer: &str, live, expired| IssuerUse { issuer: issuer.to_owned(), live, expired };
-    assert_eq!(database.registry.issuers().await.unwrap(), [counted(OLD, 3, 1), counted(NEW, 1, 0)]);
+    assert_eq!(
+        database.registry.issuers(Duration::ZERO).await.unwrap(),
+        [counted(OLD, 3, 1), counted(NEW, 1, 0)]
+    );
     database.registry.set_status(&device("suspended"), Act::Revoke, None).await.unwrap();
-    assert_eq!(database.registry.issuers().await.unwrap()[0], counted(OLD, 2, 1));
+    assert_eq!(database.registry.issuers(Duration::ZERO).await.unwrap()[0], counted(OLD, 2, 1));
+    // What may still renew itself depends on its CA, too; a fleet has the last word.
+    let long = Duration::from_secs(1000 * 86_400);
+    assert_eq!(database.registry.issuers(long).await.unwrap()[0], counted(OLD, 3, 0));
+    let limits = |seconds: u64| format!(r#"{{"renew_after_expiry": {seconds}}}"#);
+    database.registry.set_limits(&fleet("default"), &limits(60)).await.unwrap();
+    assert_eq!(database.registry.issuers(long).await.unwrap()[0], counted(OLD, 2, 1));
+    database.registry.set_limits(&fleet("default"), &limits(31_536_000)).await.unwrap();
+    assert_eq!(database.registry.issuers(Duration::ZERO).await.unwrap()[0], counted(OLD, 3, 0));
 }
 
 async fn a_list_is_of_one_authority_and_of_what_is_live(database: Database) {
     fill(&database).await;
-    let list = async |issuer: Option<&str>, live| {
+    let list = async |issuer: Option<&str>, live: bool| {
+        let live = live.then_some(Duration::ZERO);
         let filter =
             CertificateFilter { issuer: issuer.map(str::to_owned), live, ..CertificateFilter::default() };
         let found = database.registry.certificates(&filter).await.unwrap();
@@ -77,6 +93,10 @@ async fn a_list_is_of_one_authority_and_of_what_is_live(database: Database) {
     assert_eq!(list(None, true).await, ["active", "grace", "next", "suspended"]);
     assert_eq!(list(Some(NEW), false).await, ["next"]);
     assert_eq!(list(Some("0c33"), false).await, [""; 0]);
+    let late =
+        CertificateFilter { live: Some(Duration::from_secs(31 * 86_400)), ..CertificateFilter::default() };
+    let late = database.registry.certificates(&late).await.unwrap();
+    assert!(late.len() == 5 && late.iter().any(|(id, _)| *id == device("expired")), "{late:?}");
     // As the count has it, and with the other filters.
     let filter = CertificateFilter {
         issuer: Some(OLD.to_owned()),
