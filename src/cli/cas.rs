@@ -283,8 +283,7 @@ pub(super) fn hold(home: &Home) -> Result<File, Failure> {
 /// lock is the only one to write these names.
 fn sweep(folder: &Path) {
     let unfinished = |name: &str| {
-        ["next.key.", "csr.key.", "issuing.crt."].iter().any(|start| name.starts_with(start))
-            && name.ends_with(".tmp")
+        ["next.key.", "csr.key."].iter().any(|start| name.starts_with(start)) && name.ends_with(".tmp")
     };
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name().to_str().is_some_and(unfinished) {

@@ -34,8 +34,8 @@ pub(super) fn run(shared: &Shared, out: &Path) -> Outcome {
         Authority::load(&text, &issue::open_key(&key, shared)?)
             .map_err(|error| Failure::new(format!("{}: {error}", key.display())))?;
     }
-    home::make_folder(out)?;
     must_be_outside(shared, out)?;
+    home::make_folder(out)?;
     keep(&certificate_there, text.as_bytes(), PUBLIC)?;
     keep(&key_there, secret.as_bytes(), SECRET)?;
     // Read back, with the mode that a secret has: what is removed below is here.
@@ -59,7 +59,11 @@ fn must_be_outside(shared: &Shared, out: &Path) -> Outcome {
     let place = |path: &Path| {
         fs::canonicalize(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
     };
-    if place(out)?.starts_with(place(shared.home().path())?) {
+    let absolute =
+        std::path::absolute(out).map_err(|error| Failure::new(format!("{}: {error}", out.display())))?;
+    // What is not there yet is made below what is.
+    let there = absolute.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    if place(there)?.starts_with(place(shared.home().path())?) {
         return Err(Failure::usage(format!("{} is in the home, and the key is to leave it", out.display())));
     }
     Ok(())

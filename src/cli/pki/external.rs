@@ -6,7 +6,7 @@ use clap::Args;
 use doorward_pki::{Authority, ExternalError, Serial, certificates_from_pem, external, key_to_pem};
 use rustls::pki_types::CertificateDer;
 use serde_json::json;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::super::cas::{self, Standing};
 use super::super::failure::{Failure, Outcome};
@@ -38,7 +38,7 @@ impl Csr {
         issue::authority(&home, "issuing", shared)?;
         let path = home.pki("csr.key");
         let stood = path.exists();
-        let key = if stood {
+        let mut key = if stood {
             rcgen::KeyPair::from_pem(&issue::open_key(&path, shared)?)
                 .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?
         } else {
@@ -50,8 +50,10 @@ impl Csr {
             .clone()
             .unwrap_or_else(|| format!("Doorward issuing CA {}", random.get(..8).unwrap_or_default()));
         let request = external::request(&name, &key)?;
+        let pem = key_to_pem(&key);
+        key.zeroize();
         if !stood {
-            cas::write_key(&path, &key_to_pem(&key), shared)?;
+            cas::write_key(&path, &pem, shared)?;
         }
         home::write_new(&self.out, &request, PUBLIC)?;
         if shared.json {

@@ -89,6 +89,7 @@ fn a_cut_short_export_goes_on_and_overwrites_nothing() {
     desk.run("pki export-root --out safe").fails(1, &["chmod 600 safe/root.key"]);
     assert!(key.exists());
     desk.run("pki export-root --out home/pki/deeper").fails(2, &["is in the home"]);
+    assert!(!desk.home("pki/deeper").exists());
     desk.run("pki export-root --out home/pki").fails(2, &["is in the home"]);
     desk.write("file", "");
     desk.run("pki export-root --out file/below").fails(1, &["cannot write file"]);
@@ -158,7 +159,7 @@ fn a_ca_that_ends_soon_is_a_warning_wherever_it_is_used() {
         "rollover begin",
     ]);
     desk.run("pki rollover status").done().says(&["warning: CA", "Aged issuing CA", "in 45 days"]);
-    let said = Running::start(&desk).said_first();
+    let said = Running::start(&desk).said.clone();
     assert!(said.contains("this device CA ends soon") && said.contains("days=45"), "{said}");
     desk.run("pki rollover begin").done();
     let quiet = desk.run("device add press-8").done();
@@ -170,7 +171,7 @@ fn an_expired_ca_signs_nothing_and_names_the_way_out() {
     let desk = aged(1900, 1830);
     desk.run("device add press-7").fails(4, &["issuing certificate expired at", "pki rollover begin"]);
     desk.run("pki rollover status").done().says(&["warning: CA", "expired at"]);
-    let said = Running::start(&desk).said_first();
+    let said = Running::start(&desk).said.clone();
     assert!(said.contains("this device CA has expired"), "it serves what else it trusts: {said}");
     desk.run("pki rollover begin").done();
     desk.run("device add press-7").done();
@@ -180,6 +181,6 @@ fn an_expired_ca_signs_nothing_and_names_the_way_out() {
     desk.run("pki rollover begin").fails(4, &["the root home/pki/root.crt expired at", "new home"]);
     assert!(!desk.home("pki/next.key").exists());
     desk.run("pki rollover status").done().says(&["Aged root CA) expired at"]);
-    let said = Running::start(&desk).said_first();
+    let said = Running::start(&desk).said.clone();
     assert!(said.contains("the root by which devices trust this gateway"), "{said}");
 }
