@@ -17,10 +17,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use tracing::warn;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
 };
+use tracing::warn;
 
 use crate::clock;
 use crate::config::{Config, TlsVersion};
@@ -211,7 +211,10 @@ fn warn_of_end(der: &CertificateDer<'_>, ca: &CaCertificate) {
 /// What is no device CA may yet be what devices trust this gateway by. A home without it is no fault.
 fn warn_of_root(home: &Home) {
     let path = home.pki("root.crt");
-    let Some(roots) = home::read(&path).ok().and_then(|text| doorward_pki::certificates_from_pem(&text)) else { return };
+    let Some(roots) = home::read(&path).ok().and_then(|text| doorward_pki::certificates_from_pem(&text))
+    else {
+        return;
+    };
     for root in roots.iter().filter_map(|der| CaCertificate::parse(der).ok()) {
         let days = (root.not_after() - clock::utc().unix_timestamp()).div_euclid(86_400);
         if days < home::CA_ENDS_SOON.whole_days() {

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use super::{Gateway, trusted};
 use super::live::Live;
 use super::mailbox::Ending;
 use super::watch::{Stamps, stamps};
+use super::{Gateway, trusted};
 use crate::clock;
 use crate::config::{self, Config, ConfigError, Taken};
 use crate::home::Home;
