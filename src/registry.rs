@@ -15,6 +15,7 @@ mod gateways;
 mod messages;
 mod record;
 pub mod renewals;
+mod rotations;
 mod shared;
 mod url;
 
@@ -37,6 +38,10 @@ pub use messages::{Batch, Claim, Fate, MessageFilter, NewEvent, NewMessage, Stor
 pub use record::{
     CertificateRecord, CertificateStatus, DeviceStatus, KeyState, NewKey, Record, Records, SealedKey,
     Standing,
+};
+pub use rotations::{
+    Beat, Candidate, Counts, Credential, Lease, MANY_SESSIONS, Member, MemberFilter, MemberState,
+    NewRotation, NoShare, Progress, Rotation, RotationState, Rotations, Share,
 };
 pub use url::{DatabaseUrl, UrlError};
 
@@ -435,6 +440,8 @@ pub trait Registry: renewals::Renewals + Send + Sync + 'static {
     /// Adds a key version to a device, pending until the device signs with it. [`RegistryError::Exists`] where the version is
     /// taken or another one is pending; [`RegistryError::Refused`] for a revoked device.
     async fn add_key(&self, id: &DeviceId, key: &NewKey) -> Result<Acted>;
+    /// Rotations of whole fleets.
+    fn rotations(&self) -> &dyn Rotations;
     /// Ends the device's session, wherever it is. [`RegistryError::Refused`] for a revoked device.
     async fn kick(&self, id: &DeviceId) -> Result<Acted>;
 

@@ -12,6 +12,7 @@ mod gateways;
 mod keys;
 mod renewals;
 mod roles;
+mod rotations;
 mod rows;
 mod schema;
 mod store;
@@ -34,7 +35,7 @@ use super::{
     DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, IssuerUse, Mark,
     MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News, NumberedCrl, OPERATOR_DEADLINE, Position,
     Presence, QUERY_DEADLINE, Records, Registry, Renewal, Result, RevokedCertificate, RevokedCertificates,
-    RevokedFilter, StoredMessage,
+    RevokedFilter, Rotations, StoredMessage,
 };
 
 /// Where every name is looked up: nobody else's table or function stands before ours.
@@ -322,6 +323,10 @@ impl Registry for Postgres {
     async fn add_key(&self, id: &DeviceId, key: &NewKey) -> Result<Acted> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, keys::add(self, &phase, id, key)).await
+    }
+
+    fn rotations(&self) -> &dyn Rotations {
+        self
     }
 
     async fn kick(&self, id: &DeviceId) -> Result<Acted> {

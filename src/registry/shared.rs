@@ -11,8 +11,7 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{Database, SqlSafeStr};
 
 use super::{
-    Act, CertificateStatus, Change, Claim, DeviceStatus, Done, Fate, IssuerUse, KeyState, NewDevice,
-    NewMessage, RegistryError, Result, SchemaError,
+    Act, CertificateStatus, Change, Claim, Credential, DeviceStatus, Done, Fate, IssuerUse, KeyState, MemberState, NewDevice, NewMessage, RegistryError, Result, RotationState, SchemaError, Share,
 };
 
 /// How often a transaction that lost against another is tried.
@@ -176,6 +175,16 @@ macro_rules! codes {
 codes!(DeviceStatus: Active = "active", Suspended = "suspended", Revoked = "revoked");
 codes!(CertificateStatus: Active = "active", Superseded = "superseded", Revoked = "revoked");
 codes!(KeyState: Pending = "pending", Active = "active", Grace = "grace", Retired = "retired");
+codes!(Credential: Key = "key", Certificate = "certificate");
+codes!(RotationState: Running = "running", Stopped = "stopped", Done = "done", Undone = "undone");
+codes!(
+    MemberState: Waiting = "waiting",
+    Asked = "asked",
+    Proven = "proven",
+    Failed = "failed",
+    LeftOut = "left_out",
+    Withdrawn = "withdrawn"
+);
 
 pub(super) fn device_id(text: &str) -> Result<DeviceId> {
     DeviceId::new(text).map_err(|error| RegistryError::Corrupt(format!("the device id {text:?}: {error}")))
@@ -196,6 +205,10 @@ pub(super) fn fleet_id(text: &str) -> Result<FleetId> {
 
 pub(super) fn message_id(text: &str) -> Result<MessageId> {
     MessageId::new(text).map_err(|error| RegistryError::Corrupt(format!("the message id {text:?}: {error}")))
+}
+
+pub(super) fn share(text: &str) -> Result<Share> {
+    text.parse().map_err(|_| RegistryError::Corrupt(format!("{text:?} where a part of a fleet is due")))
 }
 
 pub(super) fn key_version(number: i64) -> Result<KeyVersion> {

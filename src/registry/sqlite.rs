@@ -13,6 +13,7 @@ mod fleets;
 mod gateways;
 mod keys;
 mod renewals;
+mod rotations;
 mod rows;
 mod schema;
 mod store;
@@ -39,9 +40,7 @@ use super::shared::{ATTEMPTS, Phase, within};
 use super::{
     Access, Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter,
     CertificateRecord, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet,
-    GatewayStatus, IssuerUse, Mark, MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News,
-    NumberedCrl, OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Records, Registry, RegistryError,
-    Renewal, Result, RevokedCertificate, RevokedCertificates, RevokedFilter, StoredMessage,
+    GatewayStatus, IssuerUse, Mark, MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News, NumberedCrl, OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Records, Registry, RegistryError, Renewal, Result, RevokedCertificate, RevokedCertificates, RevokedFilter, Rotations, StoredMessage,
 };
 
 const READERS: u32 = 4;
@@ -355,6 +354,10 @@ impl Registry for Sqlite {
     async fn add_key(&self, id: &DeviceId, key: &NewKey) -> Result<Acted> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, keys::add(self, &phase, id, key)).await
+    }
+
+    fn rotations(&self) -> &dyn Rotations {
+        self
     }
 
     async fn kick(&self, id: &DeviceId) -> Result<Acted> {

@@ -12,6 +12,7 @@ mod pooler;
 mod postgres;
 mod renewals;
 mod roles;
+mod rotations;
 mod schema;
 mod sqlite;
 mod store;

@@ -18,6 +18,7 @@ fn migrations() -> Migrator {
         ("crl", include_str!("../../../migrations/postgres/0007_crl.sql")),
         ("rotation", include_str!("../../../migrations/postgres/0008_rotation.sql")),
         ("renewals", include_str!("../../../migrations/postgres/0009_renewals.sql")),
+        ("rotations", include_str!("../../../migrations/postgres/0010_rotations.sql")),
     ]);
     migrator.create_schema("doorward");
     migrator

@@ -1,7 +1,5 @@
 //! Devices, for operators.
 
-use std::fmt::Write;
-
 use doorward_pki::Fingerprint;
 use doorward_proto::ids::DeviceId;
 use serde::Serialize;
@@ -15,7 +13,7 @@ use super::super::{
     RegistryError, Result,
 };
 use super::rows::stamp;
-use super::store::json;
+use super::store::{hex, json};
 use super::{Sqlite, audit, error, feed, rows};
 
 pub(super) async fn add(registry: &Sqlite, phase: &Phase, devices: &[NewDevice]) -> Result<()> {
@@ -51,14 +49,6 @@ fn given(device: &NewDevice) -> Result<impl Serialize> {
         stamp(certificate.not_after)?,
         hex(&device.sealed_key),
     ))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 async fn insert(connection: &mut SqliteConnection, given: &str) -> Result<(), sqlx::Error> {

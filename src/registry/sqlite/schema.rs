@@ -18,6 +18,7 @@ fn migrations() -> Migrator {
         ("crl", include_str!("../../../migrations/sqlite/0007_crl.sql")),
         ("rotation", include_str!("../../../migrations/sqlite/0008_rotation.sql")),
         ("renewals", include_str!("../../../migrations/sqlite/0009_renewals.sql")),
+        ("rotations", include_str!("../../../migrations/sqlite/0010_rotations.sql")),
     ])
 }
 

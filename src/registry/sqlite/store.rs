@@ -3,6 +3,8 @@
 //! A statement takes its rows as one JSON text: a hop to SQLite's thread costs more than many rows. `jsonb_each` (SQLite
 //! 3.51, which is built in) parses the text once; `json_each` parses it again for each row's members and is half as fast.
 
+use std::fmt::Write;
+
 use serde::Serialize;
 use sqlx::sqlite::SqliteConnection;
 use time::OffsetDateTime;
@@ -39,6 +41,14 @@ pub(super) async fn run(
 
 pub(super) fn json(rows: &impl Serialize) -> Result<String> {
     serde_json::to_string(rows).map_err(|error| RegistryError::Internal(error.to_string()))
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a String does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// Devices that are not active any more claim nothing. A claim that is written again changes nothing, or a retry after

@@ -15,7 +15,7 @@ use doorward::registry::{
     DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, IssuerUse, Mark,
     MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News, NumberedCrl, Position, Presence, Records,
     Registry, RegistryError, Renewal, Result, RevokedCertificate, RevokedCertificates, RevokedFilter,
-    StoredMessage,
+    Rotations, StoredMessage,
 };
 use doorward_pki::Fingerprint;
 use doorward_proto::ids::{DeviceId, FleetId};
@@ -285,6 +285,9 @@ impl Registry for Hooked {
     }
     async fn add_key(&self, id: &DeviceId, key: &NewKey) -> Result<Acted> {
         self.asked()?.add_key(id, key).await
+    }
+    fn rotations(&self) -> &dyn Rotations {
+        self.inner.rotations()
     }
     async fn kick(&self, id: &DeviceId) -> Result<Acted> {
         self.asked()?.kick(id).await

@@ -111,6 +111,18 @@ async fn each_role_may_do_its_own_and_no_more() {
         ("i", "SELECT refuse_renewal(1, 'ab')"),
         ("", "UPDATE requests SET state = 'refused'"),
         ("", "DELETE FROM requests"),
+        ("oa", "SELECT * FROM rotations"),
+        ("oa", "SELECT * FROM rotation_devices"),
+        (
+            "o",
+            "INSERT INTO rotations (what, fleet, canary, wave, max_failures, patience_ms, grace_seconds, started_by)
+             VALUES ('key', 'default', '5%', '25%', 0, 0, 1, 'x')",
+        ),
+        ("o", "UPDATE rotations SET state = 'stopped', reason = 'x'"),
+        ("o", "UPDATE rotation_devices SET reason = 'x'"),
+        ("", "DELETE FROM rotations"),
+        ("", "DELETE FROM rotation_devices"),
+        ("", "TRUNCATE rotation_devices"),
         ("", "SELECT old_enough(now(), '1 day')"),
     ] {
         for role in everybody {

@@ -1,0 +1,285 @@
+//! What a driver does: takes the rotation, judges the devices that were asked, asks the next.
+
+use std::time::Duration;
+
+use doorward_proto::ids::DeviceId;
+use sqlx::Connection;
+use sqlx::postgres::PgConnection;
+use time::OffsetDateTime;
+
+use super::super::super::rotations::{FRESH_BEATS, MANY_SESSIONS};
+use super::super::super::shared::{Phase, count, device_id, key_version};
+use super::super::super::{Beat, Candidate, Lease, NewKey, Progress, Result, RotationState};
+use super::super::{Postgres, audit, error, rows};
+use super::{counts, missing};
+
+pub(super) async fn take(registry: &Postgres, id: i64, driver: &str, silent: Duration) -> Result<Lease> {
+    let mut connection = registry.operator().await?;
+    let taken = sqlx::query(
+        "UPDATE rotations SET driver = $2, heartbeat = clock_timestamp()
+         WHERE id = $1 AND state = 'running'
+             AND (driver IS NULL OR driver = $2 OR heartbeat < clock_timestamp() - $3 * interval '1 second')",
+    )
+    .bind(id)
+    .bind(driver)
+    .bind(silent.as_secs_f64())
+    .execute(&mut *connection)
+    .await
+    .map_err(error::read)?;
+    if taken.rows_affected() == 1 {
+        connection.release();
+        return Ok(Lease::Taken);
+    }
+    let held: Option<OffsetDateTime> =
+        sqlx::query_scalar("SELECT heartbeat FROM rotations WHERE id = $1 AND state = 'running'")
+            .bind(id)
+            .fetch_optional(&mut *connection)
+            .await
+            .map_err(error::read)?
+            .flatten();
+    connection.release();
+    Ok(held.map_or(Lease::Ended, Lease::Held))
+}
+
+/// Whether the driver has the rotation, which then stays as it is until the transaction's end.
+async fn hold(connection: &mut PgConnection, id: i64, driver: &str) -> Result<bool> {
+    let held = sqlx::query(
+        "UPDATE rotations SET heartbeat = clock_timestamp() WHERE id = $1 AND driver = $2 AND state = 'running'",
+    )
+    .bind(id)
+    .bind(driver)
+    .execute(connection)
+    .await
+    .map_err(error::read)?;
+    Ok(held.rows_affected() == 1)
+}
+
+pub(super) async fn beat(
+    registry: &Postgres,
+    phase: &Phase,
+    id: i64,
+    driver: &str,
+    seen_every: Duration,
+) -> Result<Beat> {
+    let mut connection = registry.operator().await?;
+    let mut transaction = connection.begin().await.map_err(error::read)?;
+    if !hold(&mut transaction, id, driver).await? {
+        let found = sqlx::query("SELECT state, reason FROM rotations WHERE id = $1")
+            .bind(id)
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(error::read)?;
+        let row = found.ok_or_else(|| missing(id))?;
+        let state = RotationState::read(rows::get(&row, "state")?)?;
+        return Ok(match state {
+            RotationState::Running => Beat::Lost,
+            ended => Beat::Ended(ended, rows::get(&row, "reason")?),
+        });
+    }
+    judge(&mut transaction, id, seen_every).await?;
+    let progress = progress(&mut transaction, id, seen_every).await?;
+    phase.commit(transaction).await.map_err(error::commit)?;
+    connection.release();
+    Ok(Beat::Running(progress))
+}
+
+/// Who has failed, and who is no part of it any more.
+async fn judge(connection: &mut PgConnection, id: i64, seen_every: Duration) -> Result<()> {
+    for sql in [
+        "UPDATE rotation_devices r SET state = 'left_out', reason = 'revoked', ended = now() FROM devices d
+         WHERE r.rotation = $1 AND r.state = 'asked' AND d.id = r.device AND d.status = 'revoked'",
+        "UPDATE rotation_devices r SET ended = now(),
+             state = CASE WHEN n.newer THEN 'left_out' ELSE 'failed' END,
+             reason = CASE WHEN n.newer THEN 'its key was replaced by hand' ELSE 'its new key was retired' END
+         FROM hmac_keys k CROSS JOIN LATERAL (
+             SELECT EXISTS (SELECT FROM hmac_keys a WHERE a.device = k.device AND a.version > k.version AND a.state = 'active') AS newer
+         ) AS n
+         WHERE r.rotation = $1 AND r.state = 'asked' AND k.device = r.device AND k.version = r.version AND k.state = 'retired'",
+        "UPDATE rotation_devices r SET ended = now(), state = 'left_out',
+             reason = CASE c.status WHEN 'revoked' THEN 'its certificate was revoked' ELSE 'its certificate was replaced by hand' END
+         FROM certificates c
+         WHERE r.rotation = $1 AND r.state = 'asked' AND c.fingerprint = r.fingerprint AND c.status <> 'active'",
+    ] {
+        sqlx::query(sql).bind(id).execute(&mut *connection).await.map_err(error::read)?;
+    }
+    // What is known of a session is as old as its gateway's last note: one that is long gone is nobody's failure.
+    sqlx::query(
+        "UPDATE rotation_devices r SET state = 'failed', ended = now(), reason = CASE
+                 WHEN p.epoch - r.epoch < $3 THEN 'it was connected for long enough, and has not shown it'
+                 ELSE 'it had ' || (p.epoch - r.epoch) || ' sessions, and has shown it in none'
+             END
+         FROM presence p, (SELECT patience_ms * interval '1 millisecond' AS patience FROM rotations WHERE id = $1) AS w
+         WHERE r.rotation = $1 AND r.state = 'asked' AND p.device = r.device AND (
+             p.session IS NOT NULL AND greatest(p.since, r.asked) + w.patience <= now()
+                 AND p.last_seen >= greatest(p.since, r.asked) + w.patience - $2 * interval '1 second'
+             OR p.epoch - r.epoch >= $3 AND r.asked + w.patience <= p.last_seen
+         )",
+    )
+    .bind(id)
+    .bind(seen_every.as_secs_f64())
+    .bind(MANY_SESSIONS)
+    .execute(connection)
+    .await
+    .map_err(error::read)?;
+    Ok(())
+}
+
+async fn progress(connection: &mut PgConnection, id: i64, seen_every: Duration) -> Result<Progress> {
+    let row = sqlx::query(
+        "SELECT count(*) FILTER (WHERE state = 'waiting') AS n_waiting, count(*) FILTER (WHERE state = 'asked') AS n_asked,
+                count(*) FILTER (WHERE state = 'proven') AS n_proven, count(*) FILTER (WHERE state = 'failed') AS n_failed,
+                count(*) FILTER (WHERE state = 'left_out') AS n_left_out, count(*) FILTER (WHERE state = 'withdrawn') AS n_withdrawn,
+                count(*) FILTER (WHERE wave = 0 AND asked IS NOT NULL) AS canaries,
+                count(*) FILTER (WHERE wave = 0 AND state = 'proven') AS canaries_proven,
+                coalesce(extract(epoch FROM now() - max(asked) FILTER (WHERE wave = 0)), 0)::float8 AS canary_age,
+                min(wave) FILTER (WHERE state = 'waiting') AS next,
+                coalesce(max(wave) FILTER (WHERE asked IS NOT NULL) >= min(wave) FILTER (WHERE state = 'waiting'), false) AS begun,
+                (SELECT count(*) FROM rotation_devices u JOIN presence p ON p.device = u.device
+                 WHERE u.rotation = $1 AND u.state = 'asked' AND p.session IS NOT NULL
+                     AND p.last_seen >= now() - $2 * interval '1 second') AS undecided
+         FROM rotation_devices WHERE rotation = $1",
+    )
+    .bind(id)
+    .bind((seen_every * FRESH_BEATS).as_secs_f64())
+    .fetch_one(connection)
+    .await
+    .map_err(error::read)?;
+    let next: Option<i32> = rows::get(&row, "next")?;
+    let begun: bool = rows::get(&row, "begun")?;
+    Ok(Progress {
+        counts: counts(&row)?,
+        next: next.map(|wave| (wave.unsigned_abs(), begun)),
+        undecided: count(rows::get(&row, "undecided")?),
+        canaries: count(rows::get(&row, "canaries")?),
+        canaries_proven: count(rows::get(&row, "canaries_proven")?),
+        canary_age: Duration::try_from_secs_f64(rows::get(&row, "canary_age")?).unwrap_or(Duration::ZERO),
+    })
+}
+
+pub(super) async fn candidates(
+    registry: &Postgres,
+    id: i64,
+    wave: u32,
+    limit: u32,
+) -> Result<Vec<Candidate>> {
+    let mut connection = registry.operator().await?;
+    let found = sqlx::query(
+        "SELECT r.device, n.newest, n.pending, k.version, k.sealed
+         FROM (SELECT device FROM rotation_devices WHERE rotation = $1 AND wave = $2 AND state = 'waiting' ORDER BY device LIMIT $3) AS r
+         CROSS JOIN LATERAL (
+             SELECT coalesce(max(h.version), 0) AS newest, coalesce(bool_or(h.state = 'pending'), false) AS pending
+             FROM hmac_keys h WHERE h.device = r.device
+         ) AS n
+         LEFT JOIN LATERAL (
+             SELECT h.version, h.sealed FROM hmac_keys h WHERE h.device = r.device AND h.state <> 'retired' ORDER BY h.version DESC LIMIT 1
+         ) AS k ON true
+         ORDER BY r.device",
+    )
+    .bind(id)
+    .bind(i32::try_from(wave).unwrap_or(i32::MAX))
+    .bind(i64::from(limit))
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(error::read)?;
+    connection.release();
+    found
+        .iter()
+        .map(|row| {
+            let version = rows::get::<Option<i32>>(row, "version")?;
+            let sealed = match (version, rows::get::<Option<Vec<u8>>>(row, "sealed")?) {
+                (Some(version), Some(sealed)) => Some((key_version(version.into())?, sealed)),
+                _ => None,
+            };
+            Ok(Candidate {
+                device: device_id(rows::get(row, "device")?)?,
+                newest: rows::get::<i32>(row, "newest")?.unsigned_abs(),
+                sealed,
+                pending: rows::get(row, "pending")?,
+            })
+        })
+        .collect()
+}
+
+/// Takes these devices' locks, in their order, and leaves out those that may not connect.
+async fn lock(connection: &mut PgConnection, id: i64, devices: &[&str]) -> Result<()> {
+    sqlx::query("SELECT FROM devices WHERE id = ANY($1) ORDER BY id FOR UPDATE")
+        .bind(devices)
+        .execute(&mut *connection)
+        .await
+        .map_err(error::read)?;
+    sqlx::query(
+        "UPDATE rotation_devices r SET state = 'left_out', reason = d.status, ended = now() FROM devices d
+         WHERE r.rotation = $1 AND r.device = ANY($2) AND r.state = 'waiting' AND d.id = r.device AND d.status <> 'active'",
+    )
+    .bind(id)
+    .bind(devices)
+    .execute(connection)
+    .await
+    .map_err(error::read)?;
+    Ok(())
+}
+
+pub(super) async fn ask_for_keys(
+    registry: &Postgres,
+    phase: &Phase,
+    id: i64,
+    driver: &str,
+    keys: &[(DeviceId, Option<NewKey>)],
+) -> Result<bool> {
+    let mut connection = registry.operator().await?;
+    let mut transaction = audit::begin(registry, &mut connection).await?;
+    if !hold(&mut transaction, id, driver).await? {
+        return Ok(false);
+    }
+    let devices: Vec<&str> = keys.iter().map(|(device, _)| device.as_str()).collect();
+    lock(&mut transaction, id, &devices).await?;
+    let new = || keys.iter().filter_map(|(device, key)| Some((device.as_str(), key.as_ref()?)));
+    let made: Vec<String> = sqlx::query_scalar(
+        "INSERT INTO hmac_keys (device, version, sealed, state, grace_seconds)
+         SELECT n.device, n.version, n.sealed, 'pending', n.grace
+         FROM unnest($2::text[], $3::integer[], $4::bytea[], $5::bigint[]) AS n (device, version, sealed, grace)
+         JOIN rotation_devices r ON r.rotation = $1 AND r.device = n.device AND r.state = 'waiting'
+         WHERE NOT EXISTS (SELECT FROM hmac_keys k WHERE k.device = n.device AND (k.state = 'pending' OR k.version >= n.version))
+         RETURNING device",
+    )
+    .bind(id)
+    .bind(new().map(|(device, _)| device).collect::<Vec<_>>())
+    .bind(new().map(|(_, key)| i32::try_from(key.version.get()).unwrap_or(i32::MAX)).collect::<Vec<_>>())
+    .bind(new().map(|(_, key)| key.sealed.as_slice()).collect::<Vec<_>>())
+    .bind(new().map(|(_, key)| i64::try_from(key.grace.as_secs()).unwrap_or(i64::MAX)).collect::<Vec<_>>())
+    .fetch_all(&mut *transaction)
+    .await
+    .map_err(error::read)?;
+    sqlx::query(
+        "UPDATE rotation_devices r SET state = 'asked', version = k.version, asked = now(),
+             epoch = coalesce(p.epoch, 0), brought = NOT r.device = ANY($3) OR p.session IS NOT NULL
+         FROM hmac_keys k LEFT JOIN presence p ON p.device = k.device
+         WHERE r.rotation = $1 AND r.device = ANY($2) AND r.state = 'waiting' AND k.device = r.device AND k.state = 'pending'",
+    )
+    .bind(id)
+    .bind(&devices)
+    .bind(&made)
+    .execute(&mut *transaction)
+    .await
+    .map_err(error::read)?;
+    phase.commit(transaction).await.map_err(error::commit)?;
+    connection.release();
+    Ok(true)
+}
+
+pub(super) async fn finish(registry: &Postgres, phase: &Phase, id: i64, driver: &str) -> Result<bool> {
+    let mut connection = registry.operator().await?;
+    let mut transaction = audit::begin(registry, &mut connection).await?;
+    let done = sqlx::query(
+        "UPDATE rotations SET state = 'done', ended = now(), driver = NULL, heartbeat = NULL
+         WHERE id = $1 AND driver = $2 AND state = 'running'",
+    )
+    .bind(id)
+    .bind(driver)
+    .execute(&mut *transaction)
+    .await
+    .map_err(error::read)?;
+    phase.commit(transaction).await.map_err(error::commit)?;
+    connection.release();
+    Ok(done.rows_affected() == 1)
+}

@@ -1,0 +1,104 @@
+//! What a person does to a rotation that there is: stop, resume, undo.
+
+use doorward_proto::ids::DeviceId;
+
+use super::super::super::shared::{Phase, device_id};
+use super::super::super::{Done, Mark, Result, RotationState};
+use super::super::store::json;
+use super::super::{Sqlite, audit, error, feed};
+use super::missing;
+
+/// What a person does to a rotation.
+pub(super) enum Change {
+    Stop(String),
+    Resume(Option<u32>),
+    Undo,
+}
+
+pub(super) async fn turn(registry: &Sqlite, phase: &Phase, id: i64, change: &Change) -> Result<Done> {
+    let mut transaction = audit::begin(registry).await?;
+    let state: Option<String> = sqlx::query_scalar("SELECT state FROM rotations WHERE id = ?1")
+        .bind(id)
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(error::read)?;
+    let state = RotationState::read(&state.ok_or_else(|| missing(id))?)?;
+    let (next, devices, reason, most) = match change {
+        Change::Stop(reason) => (RotationState::Stopped, None, Some(reason.as_str()), None),
+        Change::Resume(most) => (
+            RotationState::Running,
+            Some("UPDATE rotation_devices SET state = 'asked', reason = NULL, ended = NULL, asked = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+                  WHERE rotation = ?1 AND state IN ('asked', 'failed')"),
+            None,
+            *most,
+        ),
+        Change::Undo => (
+            RotationState::Undone,
+            Some("UPDATE rotation_devices SET state = 'left_out', reason = 'undone before it was asked', ended = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+                  WHERE rotation = ?1 AND state = 'waiting'"),
+            None,
+            None,
+        ),
+    };
+    let changes = state.may_become(id, next)?;
+    if !changes && most.is_none() {
+        return Ok(Done::Already);
+    }
+    sqlx::query(
+        "UPDATE rotations SET state = ?2, reason = CASE WHEN ?2 = 'undone' THEN reason ELSE ?3 END,
+             driver = CASE WHEN state = ?2 THEN driver END, heartbeat = CASE WHEN state = ?2 THEN heartbeat END,
+             ended = CASE WHEN ?2 <> 'running' THEN strftime('%Y-%m-%dT%H:%M:%fZ', 'now') END, max_failures = coalesce(?4, max_failures)
+         WHERE id = ?1",
+    )
+    .bind(id)
+    .bind(next.as_str())
+    .bind(reason)
+    .bind(most.map(i64::from))
+    .execute(&mut *transaction)
+    .await
+    .map_err(error::read)?;
+    if let Some(sql) = devices.filter(|_| changes) {
+        sqlx::query(sql).bind(id).execute(&mut *transaction).await.map_err(error::read)?;
+    }
+    audit::commit(phase, transaction).await?;
+    Ok(if changes { Done::Changed } else { Done::Already })
+}
+
+pub(super) async fn withdraw(
+    registry: &Sqlite,
+    phase: &Phase,
+    id: i64,
+    limit: u32,
+) -> Result<(Vec<DeviceId>, Mark)> {
+    let mut transaction = audit::begin(registry).await?;
+    let taken: Vec<String> = sqlx::query_scalar(
+        "UPDATE rotation_devices SET state = 'withdrawn', reason = NULL, ended = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+         WHERE rotation = ?1 AND device IN (
+             SELECT r.device FROM rotation_devices AS r JOIN rotations AS o ON o.id = r.rotation AND o.state = 'undone'
+             WHERE r.rotation = ?1 AND r.state IN ('asked', 'failed') AND r.version IS NOT NULL AND NOT r.brought
+                 AND NOT EXISTS (
+                     SELECT 1 FROM presence AS p WHERE p.device = r.device AND (p.session IS NOT NULL OR p.epoch <> r.epoch)
+                 )
+             ORDER BY r.device LIMIT ?2
+         )
+         RETURNING device",
+    )
+    .bind(id)
+    .bind(i64::from(limit))
+    .fetch_all(&mut *transaction)
+    .await
+    .map_err(error::read)?;
+    sqlx::query(
+        "UPDATE hmac_keys SET state = 'retired' FROM json_each(?2) AS t
+         CROSS JOIN rotation_devices AS r ON r.rotation = ?1 AND r.device = t.value
+         WHERE hmac_keys.device = r.device AND hmac_keys.version = r.version AND hmac_keys.state = 'pending'",
+    )
+    .bind(id)
+    .bind(json(&taken)?)
+    .execute(&mut *transaction)
+    .await
+    .map_err(error::read)?;
+    let mark = feed::mark(&mut transaction).await?;
+    audit::commit(phase, transaction).await?;
+    Ok((taken.iter().map(|device| device_id(device)).collect::<Result<_>>()?, mark))
+}
