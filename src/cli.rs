@@ -5,6 +5,7 @@ mod audit;
 mod bulk;
 mod bundle;
 mod cas;
+mod campaign;
 mod cert;
 mod completions;
 mod config;
@@ -23,6 +24,7 @@ mod pki;
 mod receipt;
 mod renew_cert;
 mod rotate;
+mod rotation;
 mod session;
 
 use std::path::PathBuf;
@@ -90,6 +92,9 @@ enum Command {
     /// The CAs of the home: move the root away, replace the issuing CA, take one that was signed elsewhere
     #[command(subcommand)]
     Pki(pki::Pki),
+    /// New credentials for whole fleets, in waves
+    #[command(subcommand)]
+    Rotation(rotation::RotationCommand),
     /// Who is connected
     #[command(subcommand)]
     Session(session::Session),
@@ -138,6 +143,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Device(device) => device.run(&shared).await,
         Command::Cert(cert) => cert.run(&shared).await,
         Command::Pki(pki) => pki.run(&shared).await,
+        Command::Rotation(rotation) => rotation.run(&shared).await,
         Command::Session(session) => session.run(&shared).await,
         Command::Message(message) => message.run(&shared).await,
         Command::Audit(audit) => audit.run(&shared).await,

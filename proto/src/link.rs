@@ -164,9 +164,13 @@ impl Link {
         self.waiting.iter().filter(publishes).count() + self.sent.values().filter(publishes).count()
     }
 
-    /// Another key version, stored by the caller: it signs from now on.
+    /// Another key version, stored by the caller: it signs from now on. A device with nothing to say shows it at once: until
+    /// then the gateway cannot know that it has it.
     pub fn add_key(&mut self, key: Key) {
         self.keyring.add(key, None);
+        if self.session.is_some() && self.waiting.is_empty() {
+            self.waiting.push_back(Pending::new(Body::Hello));
+        }
     }
 
     /// A publish, to be sent as soon as a session allows it.

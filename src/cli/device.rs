@@ -70,13 +70,15 @@ pub(super) enum Device {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Give a device a new HMAC key, in its session or by a bundle
+    /// Give a device, or a whole fleet, a new HMAC key, in its session or by a bundle
     #[command(after_help = "Examples:\n  doorward device rotate-key press-7\n  \
-        doorward device rotate-key press-7 --grace 0s --out bundles")]
+        doorward device rotate-key press-7 --grace 0s --out bundles\n  \
+        doorward device rotate-key --fleet presses --canary 5% --max-failures 3")]
     RotateKey(RotateKey),
-    /// Give a device a new certificate, and a new private key unless it has made one itself
+    /// Give a device a new certificate, and a new private key unless it has made one itself; or ask a whole fleet to renew
     #[command(after_help = "Examples:\n  doorward device rotate-cert press-7 --out bundles\n  \
-        doorward device rotate-cert press-7 --csr press-7.csr --out bundles")]
+        doorward device rotate-cert press-7 --csr press-7.csr --out bundles\n  \
+        doorward device rotate-cert --fleet presses --canary 5% --max-failures 3")]
     RotateCert(RotateCert),
     /// Write a device's bundle again, without its private key
     #[command(after_help = "Example:\n  doorward device bundle press-7 --out bundles")]

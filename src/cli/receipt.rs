@@ -32,7 +32,7 @@ pub(super) struct Wait {
 }
 
 /// What was found out.
-struct Receipt {
+pub(super) struct Receipt {
     /// `None` for an act that ends none.
     sessions_ended: Option<u64>,
     confirmed: usize,
@@ -68,6 +68,11 @@ pub(super) async fn finish(
         Some(receipt) if !receipt.is_whole() => Err(receipt.failure(words)),
         _ => Ok(()),
     }
+}
+
+/// The receipt alone, of an act on many devices, where one is waited for.
+pub(super) async fn taken(registry: &dyn Registry, acted: &Acted, wait: &Wait) -> Option<Receipt> {
+    if wait.no_wait { None } else { Some(take(registry, acted, None, wait.wait).await) }
 }
 
 async fn take(registry: &dyn Registry, acted: &Acted, device: Option<&DeviceId>, wait: Duration) -> Receipt {
@@ -144,7 +149,7 @@ async fn look(
 }
 
 impl Receipt {
-    fn is_whole(&self) -> bool {
+    pub(super) fn is_whole(&self) -> bool {
         self.unconfirmed.is_empty() && self.lost.is_none()
     }
 
@@ -167,7 +172,7 @@ impl Receipt {
         }
     }
 
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         let unconfirmed: Vec<Value> = self
             .unconfirmed
             .iter()
@@ -182,7 +187,7 @@ impl Receipt {
         })
     }
 
-    fn failure(&self, words: &str) -> Failure {
+    pub(super) fn failure(&self, words: &str) -> Failure {
         let mut late: Vec<String> = self
             .unconfirmed
             .iter()

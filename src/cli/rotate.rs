@@ -11,13 +11,14 @@ use rcgen::PublicKeyData as _;
 use serde_json::json;
 use zeroize::Zeroize as _;
 
+use super::campaign::Campaign;
 use super::failure::{Failure, Outcome};
 use super::issue::Issuer;
 use super::receipt::{self, Wait};
 use super::{Shared, bundle, device, issue, output};
 use crate::registry::{
-    Acted, CertificateRecord, CertificateStatus, DeviceDetail, DeviceStatus, KeyState, NewKey, Registry,
-    RegistryError, Renewal,
+    Acted, CertificateRecord, CertificateStatus, Credential, DeviceDetail, DeviceStatus, KeyState, NewKey,
+    Registry, RegistryError, Renewal,
 };
 use crate::{clock, entropy};
 
@@ -27,7 +28,8 @@ const MAX_GRACE: Duration = Duration::from_secs(366 * 86_400);
 #[derive(Args, Debug)]
 pub(super) struct RotateKey {
     /// Its id
-    id: DeviceId,
+    #[arg(required_unless_present = "fleet")]
+    id: Option<DeviceId>,
     /// How long the old key holds once the device has confirmed the new one; 0s: it is worth nothing from now on (a leaked
     /// key), and the new one travels by the bundle alone
     #[arg(long, value_name = "DUR", default_value = "7d", value_parser = humantime::parse_duration)]
@@ -37,12 +39,21 @@ pub(super) struct RotateKey {
     out: Option<PathBuf>,
     #[command(flatten)]
     wait: Wait,
+    #[command(flatten)]
+    campaign: Campaign,
 }
 
 impl RotateKey {
     pub(super) async fn run(&self, shared: &Shared) -> Outcome {
-        let id = &self.id;
         check_grace(self.grace)?;
+        match (&self.id, &self.campaign.fleet) {
+            (_, Some(fleet)) => self.campaign.run(shared, fleet, Credential::Key, self.grace).await,
+            (Some(id), None) => self.rotate(shared, id).await,
+            (None, None) => Err(Failure::usage("an id or a fleet is needed")),
+        }
+    }
+
+    async fn rotate(&self, shared: &Shared, id: &DeviceId) -> Outcome {
         if self.grace.is_zero() && self.out.is_none() {
             return Err(Failure::usage(
                 "with --grace 0s the new key travels by the bundle alone: say where with --out DIR",
@@ -60,7 +71,14 @@ impl RotateKey {
         let pending = before.keys.iter().find(|key| key.state == KeyState::Pending);
         if let Some(pending) = pending.filter(|_| !self.grace.is_zero()) {
             let words = format!("key version {} of '{id}' is pending already", pending.version);
-            return self.say(shared, pending.version, false, &words, self.bundle(shared, &*registry).await?);
+            return self.say(
+                shared,
+                id,
+                pending.version,
+                false,
+                &words,
+                self.bundle(shared, &*registry, id).await?,
+            );
         }
         let key = new_key(&master, &before, self.grace)?;
         let acted = registry.add_key(id, &key).await.map_err(|error| match error {
@@ -70,7 +88,7 @@ impl RotateKey {
             }
             other => other.into(),
         })?;
-        let bundle = self.bundle(shared, &*registry).await.map_err(|error| {
+        let bundle = self.bundle(shared, &*registry, id).await.map_err(|error| {
             error.and_next(&format!(
                 "the key is rotated all the same; 'doorward device bundle {id} --out DIR' writes it"
             ))
@@ -93,24 +111,29 @@ impl RotateKey {
             return bundle.map(drop);
         }
         let words = format!("key version {} of '{id}' is pending", key.version);
-        self.say(shared, key.version, true, &words, bundle?)
+        self.say(shared, id, key.version, true, &words, bundle?)
     }
 
-    async fn bundle(&self, shared: &Shared, registry: &dyn Registry) -> Result<Option<PathBuf>, Failure> {
+    async fn bundle(
+        &self,
+        shared: &Shared,
+        registry: &dyn Registry,
+        id: &DeviceId,
+    ) -> Result<Option<PathBuf>, Failure> {
         let Some(out) = &self.out else { return Ok(None) };
-        let device = device::find(registry, &self.id).await?;
+        let device = device::find(registry, id).await?;
         bundle::write_again(shared, &device, out).map(Some)
     }
 
     fn say(
         &self,
         shared: &Shared,
+        id: &DeviceId,
         version: KeyVersion,
         changed: bool,
         words: &str,
         bundle: Option<PathBuf>,
     ) -> Outcome {
-        let id = &self.id;
         if shared.json {
             let value = json!({ "device": id, "version": version, "changed": changed, "state": "pending", "bundle": bundle });
             return output::json(&value);
@@ -127,27 +150,39 @@ impl RotateKey {
 #[derive(Args, Debug)]
 pub(super) struct RotateCert {
     /// Its id
-    id: DeviceId,
+    #[arg(required_unless_present = "fleet")]
+    id: Option<DeviceId>,
     /// Days that the new certificate is valid
-    #[arg(long, value_name = "D", default_value_t = profile::DEVICE.lifetime.whole_days(), value_parser = clap::value_parser!(i64).range(1..=36_500))]
+    #[arg(long, value_name = "D", conflicts_with = "fleet", default_value_t = profile::DEVICE.lifetime.whole_days(), value_parser = clap::value_parser!(i64).range(1..=36_500))]
     days: i64,
     /// A certificate signing request with a new key: the device keeps its private key to itself
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "fleet")]
     csr: Option<PathBuf>,
     /// How long the old certificate holds once a session by the new one has been proven; 0s: it is worth nothing from now on
-    #[arg(long, value_name = "DUR", default_value = "7d", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DUR", conflicts_with = "fleet", default_value = "7d", value_parser = humantime::parse_duration)]
     grace: Duration,
     /// The folder in which the bundle's folder is made [default: HOME/devices]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     #[command(flatten)]
     wait: Wait,
+    #[command(flatten)]
+    campaign: Campaign,
 }
 
 impl RotateCert {
     pub(super) async fn run(&self, shared: &Shared) -> Outcome {
-        let id = &self.id;
         check_grace(self.grace)?;
+        match (&self.id, &self.campaign.fleet) {
+            (_, Some(fleet)) => {
+                self.campaign.run(shared, fleet, Credential::Certificate, Duration::ZERO).await
+            }
+            (Some(id), None) => self.rotate(shared, id).await,
+            (None, None) => Err(Failure::usage("an id or a fleet is needed")),
+        }
+    }
+
+    async fn rotate(&self, shared: &Shared, id: &DeviceId) -> Outcome {
         let out = self.out.clone().unwrap_or_else(|| shared.home().devices());
         // Before anything is signed: nothing overwrites a key.
         bundle::must_be_new(&out, id)
@@ -205,18 +240,18 @@ impl RotateCert {
             let _ = std::fs::remove_dir_all(&folder);
             failure
         })?;
-        self.say(shared, &*registry, &certificate, &acted, &folder).await
+        self.say(shared, &*registry, id, &certificate, &acted, &folder).await
     }
 
     async fn say(
         &self,
         shared: &Shared,
         registry: &dyn Registry,
+        id: &DeviceId,
         certificate: &Certificate,
         acted: &Acted,
         folder: &Path,
     ) -> Outcome {
-        let id = &self.id;
         let (serial, expires) = (&certificate.serial, output::time(certificate.not_after));
         let json = json!({
             "device": id, "serial": serial.to_string(), "expires": expires, "bundle": folder, "changed": true,
@@ -269,7 +304,11 @@ fn must_not_be_revoked(device: &DeviceDetail) -> Outcome {
 fn check_master(master: &MasterKey, device: &DeviceDetail) -> Outcome {
     let sealed = device.keys.iter().rev().find(|key| key.state != KeyState::Retired);
     let Some(key) = sealed else { return Ok(()) };
-    master.open(&device.summary.id, key.version, &key.sealed).map(drop).map_err(|error| {
+    check_sealed(master, &device.summary.id, key.version, &key.sealed)
+}
+
+pub(super) fn check_sealed(master: &MasterKey, id: &DeviceId, version: KeyVersion, sealed: &[u8]) -> Outcome {
+    master.open(id, version, sealed).map(drop).map_err(|error| {
         Failure::new(error.to_string()).next("use the home whose master.key the device was added with")
     })
 }
@@ -279,6 +318,15 @@ fn new_key(master: &MasterKey, device: &DeviceDetail, grace: Duration) -> Result
     let newest = device.keys.iter().map(|key| key.version.get()).max().unwrap_or(0);
     let version = KeyVersion::from_number(newest + 1)
         .ok_or_else(|| Failure::new(format!("'{id}' has had as many key versions as there are")))?;
+    seal_new(master, id, version, grace)
+}
+
+pub(super) fn seal_new(
+    master: &MasterKey,
+    id: &DeviceId,
+    version: KeyVersion,
+    grace: Duration,
+) -> Result<NewKey, Failure> {
     let bytes = zeroize::Zeroizing::new(entropy::random::<32>()?);
     let sealed = master.seal(id, version, &bytes, entropy::random()?);
     Ok(NewKey { version, sealed, grace })

@@ -84,7 +84,7 @@ pub struct NewRotation {
     pub max_failures: u32,
     /// How long a connected device may take.
     pub patience: Duration,
-    /// How long the old credential holds once the new one is proven.
+    /// How long the old key holds once the new one is proven; for certificates the issuer says it.
     pub grace: Duration,
 }
 
@@ -234,6 +234,15 @@ pub trait Rotations: Send + Sync {
     /// connect is left out; who has changed meanwhile goes on waiting. `false`, and nothing was done, where the driver has
     /// lost the rotation or it has ended.
     async fn ask_for_keys(&self, id: i64, driver: &str, keys: &[(DeviceId, Option<NewKey>)]) -> Result<bool>;
+    /// Asks devices to renew their certificates by then; otherwise as with keys. Who has a renewed one that it has not shown
+    /// yet is not asked for another.
+    async fn ask_for_certificates(
+        &self,
+        id: i64,
+        driver: &str,
+        devices: &[DeviceId],
+        by: OffsetDateTime,
+    ) -> Result<bool>;
     /// Every device was asked: the rotation is done.
     async fn finish(&self, id: i64, driver: &str) -> Result<bool>;
 

@@ -22,6 +22,7 @@ mod pki;
 mod receipt;
 mod renew_cert;
 mod rollover;
+mod rotation;
 
 /// What a command says of its act, apart from where that has taken effect.
 fn without_receipt(mut value: serde_json::Value) -> serde_json::Value {
@@ -49,3 +50,24 @@ macro_rules! on_both {
     };
 }
 pub(crate) use on_both;
+
+/// The same, with devices that go on while a command is waited for.
+macro_rules! on_both_threaded {
+    ($($name:ident),* $(,)?) => {
+        mod on_sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $name() {
+                let database = crate::support::database::Database::bare_sqlite().await;
+                let desk = crate::support::command::Desk::on(&database);
+                super::$name(database, desk).await;
+            })*
+        }
+        mod on_postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)] async fn $name() {
+                let database = crate::support::database::Database::bare_postgres().await;
+                let desk = crate::support::command::Desk::on(&database);
+                super::$name(database, desk).await;
+            })*
+        }
+    };
+}
+pub(crate) use on_both_threaded;

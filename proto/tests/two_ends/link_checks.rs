@@ -200,3 +200,32 @@ fn a_full_window_wakes_nobody_for_a_retry_that_could_not_be_sent() {
         "the retry of the fifth second is not what is waited for"
     );
 }
+
+#[test]
+fn a_new_key_is_shown_at_once_by_a_device_that_has_nothing_to_say() {
+    let (mut link, _) = open();
+    assert_eq!(link.transmit(at(0.0)), None);
+    link.add_key(key(3));
+    let frame = link.transmit(at(0.0)).unwrap();
+    assert_eq!((payload(&frame)["op"].clone(), kid_of(&frame)), (json!("hello"), "3".to_owned()));
+    assert_eq!(link.transmit(at(0.0)), None);
+    // One that has something to say shows it by that.
+    let (mut link, _) = open();
+    link.publish(Outgoing::new([4; 16], "devices/press-7/x", "2").unwrap()).unwrap();
+    link.add_key(key(3));
+    let frame = link.transmit(at(0.0)).unwrap();
+    assert_eq!((payload(&frame)["op"].clone(), kid_of(&frame)), (json!("publish"), "3".to_owned()));
+    assert_eq!(link.transmit(at(0.0)), None);
+    // Outside a session there is nobody to show it to: the first message of the next one does.
+    let mut link = self::link();
+    link.add_key(key(3));
+    assert_eq!(link.transmit(at(0.0)), None);
+}
+
+fn kid_of(frame: &str) -> String {
+    use base64::Engine as _;
+    let header = frame.split('.').next().unwrap();
+    let header = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(header).unwrap();
+    let header: Value = serde_json::from_slice(&header).unwrap();
+    header["kid"].as_str().unwrap().to_owned()
+}

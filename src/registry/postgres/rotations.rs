@@ -1,6 +1,7 @@
 //! Rotations of fleets. Whoever asks or takes back locks the rotation, then the devices in the order of their ids, as
 //! whatever else changes a device does: a driver that has lost its rotation changes nothing any more.
 
+mod ask;
 mod drive;
 mod turn;
 
@@ -10,6 +11,7 @@ use async_trait::async_trait;
 use doorward_proto::ids::{DeviceId, FleetId};
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgRow;
+use time::OffsetDateTime;
 
 use super::super::shared::{Phase, clean, count, device_id, fleet_id, key_version, share, within};
 use super::super::{
@@ -17,7 +19,8 @@ use super::super::{
     NewRotation, OPERATOR_DEADLINE, RegistryError, Result, Rotation, RotationState, Rotations,
 };
 use super::{Postgres, audit, error, rows};
-use drive::{ask_for_keys, beat, candidates, finish, take};
+use ask::{ask_for_certificates, ask_for_keys};
+use drive::{beat, candidates, finish, take};
 use turn::{Change, turn, withdraw};
 
 /// Rotations with their counts; what follows is a condition.
@@ -109,6 +112,17 @@ impl Rotations for Postgres {
     async fn ask_for_keys(&self, id: i64, driver: &str, keys: &[(DeviceId, Option<NewKey>)]) -> Result<bool> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, ask_for_keys(self, &phase, id, driver, keys)).await
+    }
+
+    async fn ask_for_certificates(
+        &self,
+        id: i64,
+        driver: &str,
+        devices: &[DeviceId],
+        by: OffsetDateTime,
+    ) -> Result<bool> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, ask_for_certificates(self, &phase, id, driver, devices, by)).await
     }
 
     async fn finish(&self, id: i64, driver: &str) -> Result<bool> {

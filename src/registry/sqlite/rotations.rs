@@ -1,6 +1,7 @@
 //! Rotations of fleets. Each step is one transaction of the one writer: a driver that has lost its rotation changes nothing
 //! any more.
 
+mod ask;
 mod drive;
 mod turn;
 
@@ -10,6 +11,7 @@ use async_trait::async_trait;
 use doorward_proto::ids::{DeviceId, FleetId};
 use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteRow;
+use time::OffsetDateTime;
 
 use super::super::shared::{Phase, clean, count, device_id, fleet_id, key_version, share, within};
 use super::super::{
@@ -18,7 +20,8 @@ use super::super::{
 };
 use super::store::json;
 use super::{Sqlite, audit, error, rows};
-use drive::{ask_for_keys, beat, candidates, finish, release, take};
+use ask::{ask_for_certificates, ask_for_keys};
+use drive::{beat, candidates, finish, release, take};
 use turn::{Change, turn, withdraw};
 
 /// Rotations with their counts; what follows is a condition.
@@ -97,6 +100,17 @@ impl Rotations for Sqlite {
     async fn ask_for_keys(&self, id: i64, driver: &str, keys: &[(DeviceId, Option<NewKey>)]) -> Result<bool> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, ask_for_keys(self, &phase, id, driver, keys)).await
+    }
+
+    async fn ask_for_certificates(
+        &self,
+        id: i64,
+        driver: &str,
+        devices: &[DeviceId],
+        by: OffsetDateTime,
+    ) -> Result<bool> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, ask_for_certificates(self, &phase, id, driver, devices, by)).await
     }
 
     async fn finish(&self, id: i64, driver: &str) -> Result<bool> {
@@ -259,7 +273,7 @@ fn member(row: &SqliteRow) -> Result<Member> {
         wave: rows::get(row, "wave")?,
         state: MemberState::read(rows::get(row, "state")?)?,
         reason: rows::get(row, "reason")?,
-        version: version.map(|version| key_version(version)).transpose()?,
+        version: version.map(key_version).transpose()?,
         asked: rows::maybe_moment(row, "asked")?,
         ended: rows::maybe_moment(row, "ended")?,
     })

@@ -3,7 +3,7 @@
 use crate::support::command::{Desk, Ran};
 
 /// Every command that there is.
-const COMMANDS: [&str; 33] = [
+const COMMANDS: [&str; 40] = [
     "init",
     "demo",
     "gateway run",
@@ -20,6 +20,13 @@ const COMMANDS: [&str; 33] = [
     "device revoke",
     "device bundle",
     "device kick",
+    "device rotate-key",
+    "device rotate-cert",
+    "rotation list",
+    "rotation show",
+    "rotation stop",
+    "rotation resume",
+    "rotation undo",
     "cert crl",
     "pki export-root",
     "pki rollover begin",
@@ -91,6 +98,20 @@ fn usage_is_2() {
         "device add --count 3 --prefix - --out f",
         "fleet policy default",
         "session",
+        "device rotate-key",
+        "device rotate-key press-7 --fleet default",
+        "device rotate-key --fleet default --out d",
+        "device rotate-key --fleet default --grace 0s",
+        "device rotate-key --fleet default --grace 400d",
+        "device rotate-key --fleet default --wave 0",
+        "device rotate-key --fleet default --canary 101%",
+        "device rotate-key --fleet default --patience 31d",
+        "device rotate-key press-7 --canary 5%",
+        "device rotate-cert",
+        "device rotate-cert --fleet default --days 7",
+        "device rotate-cert --fleet default --csr c",
+        "rotation stop 1",
+        "rotation show x",
     ] {
         let ran = desk.run(line);
         assert_eq!((ran.code, ran.out.as_str()), (Some(2), ""), "{line}: {ran:?}");

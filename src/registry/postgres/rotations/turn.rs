@@ -76,8 +76,8 @@ pub(super) async fn withdraw(
     let devices: Vec<String> = sqlx::query_scalar(
         "SELECT r.device FROM rotation_devices r JOIN rotations o ON o.id = r.rotation AND o.state = 'undone'
          JOIN devices d ON d.id = r.device
-         WHERE r.rotation = $1 AND r.state IN ('asked', 'failed') AND r.version IS NOT NULL AND NOT r.brought
-             AND NOT EXISTS (SELECT FROM presence p WHERE p.device = r.device AND (p.session IS NOT NULL OR p.epoch <> r.epoch))
+         WHERE r.rotation = $1 AND r.state IN ('asked', 'failed') AND (r.fingerprint IS NOT NULL OR NOT r.brought
+             AND NOT EXISTS (SELECT FROM presence p WHERE p.device = r.device AND (p.session IS NOT NULL OR p.epoch <> r.epoch)))
          ORDER BY r.device LIMIT $2 FOR UPDATE OF d",
     )
     .bind(id)
@@ -88,8 +88,9 @@ pub(super) async fn withdraw(
     // Asked again under their locks: a first session waits for them.
     let taken: Vec<String> = sqlx::query_scalar(
         "UPDATE rotation_devices r SET state = 'withdrawn', reason = NULL, ended = now()
-         WHERE r.rotation = $1 AND r.device = ANY($2) AND r.state IN ('asked', 'failed')
-             AND NOT EXISTS (SELECT FROM presence p WHERE p.device = r.device AND (p.session IS NOT NULL OR p.epoch <> r.epoch))
+         WHERE r.rotation = $1 AND r.device = ANY($2) AND r.state IN ('asked', 'failed') AND (r.fingerprint IS NOT NULL OR NOT EXISTS (
+                 SELECT FROM presence p WHERE p.device = r.device AND (p.session IS NOT NULL OR p.epoch <> r.epoch)
+             ))
          RETURNING r.device",
     )
     .bind(id)
@@ -97,15 +98,15 @@ pub(super) async fn withdraw(
     .fetch_all(&mut *transaction)
     .await
     .map_err(error::read)?;
-    sqlx::query(
+    for sql in [
         "UPDATE hmac_keys k SET state = 'retired' FROM rotation_devices r
          WHERE r.rotation = $1 AND r.device = ANY($2) AND k.device = r.device AND k.version = r.version AND k.state = 'pending'",
-    )
-    .bind(id)
-    .bind(&taken)
-    .execute(&mut *transaction)
-    .await
-    .map_err(error::read)?;
+        // A device that has begun to renew goes on with what it has been given; the others are not asked any more.
+        "UPDATE certificates c SET rotate_by = NULL FROM rotation_devices r
+         WHERE r.rotation = $1 AND r.device = ANY($2) AND c.fingerprint = r.fingerprint AND c.rotate_by IS NOT NULL",
+    ] {
+        sqlx::query(sql).bind(id).bind(&taken).execute(&mut *transaction).await.map_err(error::read)?;
+    }
     let mark = feed::mark(&mut transaction).await?;
     phase.commit(transaction).await.map_err(error::commit)?;
     connection.release();

@@ -75,10 +75,9 @@ pub(super) async fn withdraw(
         "UPDATE rotation_devices SET state = 'withdrawn', reason = NULL, ended = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
          WHERE rotation = ?1 AND device IN (
              SELECT r.device FROM rotation_devices AS r JOIN rotations AS o ON o.id = r.rotation AND o.state = 'undone'
-             WHERE r.rotation = ?1 AND r.state IN ('asked', 'failed') AND r.version IS NOT NULL AND NOT r.brought
-                 AND NOT EXISTS (
+             WHERE r.rotation = ?1 AND r.state IN ('asked', 'failed') AND (r.fingerprint IS NOT NULL OR NOT r.brought AND NOT EXISTS (
                      SELECT 1 FROM presence AS p WHERE p.device = r.device AND (p.session IS NOT NULL OR p.epoch <> r.epoch)
-                 )
+                 ))
              ORDER BY r.device LIMIT ?2
          )
          RETURNING device",
@@ -88,16 +87,22 @@ pub(super) async fn withdraw(
     .fetch_all(&mut *transaction)
     .await
     .map_err(error::read)?;
-    sqlx::query(
+    for sql in [
         "UPDATE hmac_keys SET state = 'retired' FROM json_each(?2) AS t
          CROSS JOIN rotation_devices AS r ON r.rotation = ?1 AND r.device = t.value
          WHERE hmac_keys.device = r.device AND hmac_keys.version = r.version AND hmac_keys.state = 'pending'",
-    )
-    .bind(id)
-    .bind(json(&taken)?)
-    .execute(&mut *transaction)
-    .await
-    .map_err(error::read)?;
+        // A device that has begun to renew goes on with what it has been given; the others are not asked any more.
+        "UPDATE certificates SET rotate_by = NULL FROM json_each(?2) AS t
+         CROSS JOIN rotation_devices AS r ON r.rotation = ?1 AND r.device = t.value
+         WHERE certificates.fingerprint = r.fingerprint AND certificates.rotate_by IS NOT NULL",
+    ] {
+        sqlx::query(sql)
+            .bind(id)
+            .bind(json(&taken)?)
+            .execute(&mut *transaction)
+            .await
+            .map_err(error::read)?;
+    }
     let mark = feed::mark(&mut transaction).await?;
     audit::commit(phase, transaction).await?;
     Ok((taken.iter().map(|device| device_id(device)).collect::<Result<_>>()?, mark))

@@ -1,0 +1,512 @@
+//! `device rotate-key --fleet`: a new credential for a whole fleet, in waves, for as long as devices prove that they have it.
+//!
+//! All that is known of a campaign stands in the registry. This drives it: asks a wave, waits until those of it that are
+//! connected have proven the new credential, asks the next. Killed at any moment, it is gone on with by whoever comes next.
+
+use std::time::Duration;
+
+use clap::Args;
+use doorward_pki::MasterKey;
+use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::failure::{Failure, Outcome};
+use super::{Shared, device, issue, output, rotate, rotation};
+use crate::gateway::SEEN_EVERY;
+use crate::registry::{
+    Beat, Candidate, Credential, Lease, NewKey, NewRotation, Progress, Registry, RegistryError, Rotation,
+    RotationState, Share,
+};
+use crate::{clock, entropy};
+
+/// Devices of one transaction.
+const BATCH: u32 = 500;
+/// Between two looks at how it stands; grows to the second while nothing happens.
+const LOOK_EVERY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+/// A driver that has said nothing for so long is gone.
+pub(super) const SILENT: Duration = Duration::from_secs(10);
+/// Between two looks at whether another driver lives.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+/// How long the registry may be away before this gives up; the campaign stands.
+const AWAY: Duration = Duration::from_secs(60);
+/// Between two tries of a registry that is away.
+const RETRY: Duration = Duration::from_secs(1);
+/// Batches in a row of which nobody could be asked.
+const MOST_IDLE: u32 = 20;
+const LONGEST_PATIENCE: Duration = Duration::from_secs(30 * 86_400);
+
+#[derive(Args, Debug)]
+pub(super) struct Campaign {
+    /// Every device of this fleet, in waves: first the canaries, then the others for as long as devices prove that they
+    /// have it. Repeating the command goes on where it was
+    #[arg(long, value_name = "F", conflicts_with_all = ["id", "out", "wait", "no_wait"])]
+    pub(super) fleet: Option<FleetId>,
+    /// How many devices go first, of which one at least must prove it before any other is asked; 0: none
+    #[arg(long, value_name = "N|N%", default_value = "5%", requires = "fleet", conflicts_with = "id")]
+    canary: Share,
+    /// How many of the others are asked at a time
+    #[arg(long, value_name = "N|N%", default_value = "25%", requires = "fleet", conflicts_with = "id")]
+    wave: Share,
+    /// How many devices may fail: be connected for as long as --patience and not prove it
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "fleet", conflicts_with = "id")]
+    max_failures: u32,
+    /// How long a connected device may take
+    #[arg(long, value_name = "DUR", default_value = "5m", value_parser = humantime::parse_duration, requires = "fleet", conflicts_with = "id")]
+    patience: Duration,
+}
+
+/// What devices are asked with.
+pub(super) enum Asking {
+    /// New keys, which this seals.
+    Keys(MasterKey),
+    /// To renew, which an issuer answers.
+    Renewal,
+}
+
+impl Asking {
+    pub(super) fn load(shared: &Shared, what: Credential) -> Result<Self, Failure> {
+        match what {
+            Credential::Key => Ok(Self::Keys(issue::master_key(&shared.home())?)),
+            Credential::Certificate => Ok(Self::Renewal),
+        }
+    }
+}
+
+impl Campaign {
+    /// Begins a campaign, or goes on with the one that this command began.
+    pub(super) async fn run(
+        &self,
+        shared: &Shared,
+        fleet: &FleetId,
+        what: Credential,
+        grace: Duration,
+    ) -> Outcome {
+        if grace.is_zero() && what == Credential::Key {
+            return Err(Failure::usage(
+                "a fleet is rotated with a grace: without one every device would be locked out that is not connected",
+            ));
+        }
+        if self.wave.is_none() {
+            return Err(Failure::usage("a wave of no devices never ends: --wave is at least 1"));
+        }
+        if self.patience > LONGEST_PATIENCE {
+            return Err(Failure::usage("a patience is at most 30d"));
+        }
+        let (canary, wave, max_failures) = (self.canary, self.wave, self.max_failures);
+        let fleet = fleet.clone();
+        let plan = NewRotation { what, fleet, canary, wave, max_failures, patience: self.patience, grace };
+        let registry = shared.registry().await?;
+        device::check_fleet(&*registry, &plan.fleet).await?;
+        let asking = Asking::load(shared, what)?;
+        let rotation = match registry.rotations().open(what, &plan.fleet).await? {
+            Some(open) => may_go_on(open, &plan)?,
+            None => begin(&*registry, &plan).await?,
+        };
+        drive(shared, &*registry, rotation, &asking).await
+    }
+}
+
+async fn begin(registry: &dyn Registry, plan: &NewRotation) -> Result<Rotation, Failure> {
+    let id = registry.rotations().start(plan).await.map_err(|error| match error {
+        RegistryError::Exists { .. } => {
+            Failure::refused(format!("somebody else has just begun a rotation of fleet '{}'", plan.fleet))
+                .next("'doorward rotation list' shows it")
+        }
+        other => other.into(),
+    })?;
+    rotation::find(registry, id).await
+}
+
+/// The same command again goes on; another one, or one about what was stopped, is for a person to decide.
+fn may_go_on(open: Rotation, plan: &NewRotation) -> Result<Rotation, Failure> {
+    let (id, fleet) = (open.id, &plan.fleet);
+    if open.state == RotationState::Stopped {
+        let why = open.reason.as_deref().map(output::plain).unwrap_or_default();
+        return Err(Failure::refused(format!("rotation {id} of fleet '{fleet}' was stopped: {why}")).next(format!(
+            "'doorward rotation show {id}' shows it; 'doorward rotation resume {id}' goes on, 'doorward rotation undo {id}' gives it up"
+        )));
+    }
+    if open.plan != *plan {
+        return Err(Failure::refused(format!("rotation {id} of fleet '{fleet}' runs, with other settings"))
+            .next(format!(
+                "'doorward rotation show {id}' shows it, 'doorward rotation resume {id}' goes on with it"
+            )));
+    }
+    Ok(open)
+}
+
+/// Drives a rotation to its end.
+pub(super) async fn drive(
+    shared: &Shared,
+    registry: &dyn Registry,
+    rotation: Rotation,
+    asking: &Asking,
+) -> Outcome {
+    let bar = ProgressBar::new(rotation.counts.all() - rotation.counts.left_out);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} proven  {msg}") {
+        bar.set_style(style);
+    }
+    let driver = DriverName::new()?;
+    let driver = Driver { registry, rotation, asking, name: driver.0, bar };
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let went = tokio::select! {
+        went = driver.go() => went,
+        _ = interrupt.recv() => Err(driver.interrupted()),
+        _ = terminate.recv() => Err(driver.interrupted()),
+    };
+    driver.bar.finish_and_clear();
+    // Whoever comes next need not wait until this one counts as gone.
+    let released = registry.rotations().release(driver.rotation.id, &driver.name).await;
+    let end = match went {
+        Ok(()) => None,
+        Err(Ending::Stopped(failure)) => Some(failure),
+        Err(Ending::Failed(failure)) => return Err(failure),
+    };
+    released?;
+    rotation::report(shared, registry, driver.rotation.id).await?;
+    end.map_or(Ok(()), Err)
+}
+
+/// One run of one process.
+struct DriverName(String);
+
+impl DriverName {
+    fn new() -> Result<Self, Failure> {
+        let bytes: [u8; 16] = entropy::random()?;
+        Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    }
+}
+
+/// Why a driver does not go on.
+enum Ending {
+    /// The rotation has been stopped or undone.
+    Stopped(Failure),
+    /// It can not; the rotation stands.
+    Failed(Failure),
+}
+
+impl<E: Into<Failure>> From<E> for Ending {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// What comes next.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Ask(u32),
+    Wait,
+    Stop(String),
+    Finish,
+}
+
+struct Driver<'a> {
+    registry: &'a dyn Registry,
+    rotation: Rotation,
+    asking: &'a Asking,
+    name: String,
+    bar: ProgressBar,
+}
+
+impl Driver<'_> {
+    async fn go(&self) -> Result<(), Ending> {
+        self.take().await?;
+        let Rotation { id, plan, counts, .. } = &self.rotation;
+        output::say(format!(
+            "rotation {id}: a new {} for the {} devices of fleet '{}'",
+            plan.what.as_str(),
+            counts.all() - counts.left_out,
+            plan.fleet
+        ));
+        let [mut pause, longest] = LOOK_EVERY;
+        let mut before = Progress::default();
+        loop {
+            let progress = self.beat().await?;
+            self.show(&progress);
+            if (progress.counts, progress.undecided) != (before.counts, before.undecided) {
+                pause = LOOK_EVERY[0];
+            }
+            match next_step(plan, &progress) {
+                Step::Ask(wave) => self.ask(wave).await?,
+                Step::Stop(why) => {
+                    self.registry.rotations().stop(*id, &why).await?;
+                    return Err(Ending::Stopped(self.stopped(&why)));
+                }
+                Step::Finish if self.registry.rotations().finish(*id, &self.name).await? => return Ok(()),
+                // Somebody has just stopped it: the next beat says so.
+                Step::Finish | Step::Wait => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(longest);
+                }
+            }
+            before = progress;
+        }
+    }
+
+    /// Another driver that lives is left alone; one that was killed is waited for until that is sure.
+    async fn take(&self) -> Result<(), Failure> {
+        let id = self.rotation.id;
+        let mut heard = None;
+        loop {
+            match self.registry.rotations().take(id, &self.name, SILENT).await? {
+                Lease::Taken => return Ok(()),
+                Lease::Ended => {
+                    return Err(Failure::refused(format!("rotation {id} does not run any more"))
+                        .next(format!("'doorward rotation show {id}' shows it")));
+                }
+                Lease::Held(at) if heard.is_some_and(|heard| heard != at) => {
+                    return Err(Failure::refused(format!("rotation {id} is being driven by another command"))
+                        .next(format!("'doorward rotation show {id}' shows how it stands, 'doorward rotation stop {id} --reason R' ends it")));
+                }
+                Lease::Held(at) => heard = Some(at),
+            }
+            tokio::time::sleep(WATCH_EVERY).await;
+        }
+    }
+
+    /// How it stands, from a registry that may be away for a while.
+    async fn beat(&self) -> Result<Progress, Ending> {
+        let (id, began) = (self.rotation.id, clock::now().monotonic);
+        loop {
+            match self.registry.rotations().beat(id, &self.name, SEEN_EVERY).await {
+                Ok(Beat::Running(progress)) => return Ok(progress),
+                Ok(Beat::Lost) => {
+                    return Err(Ending::Failed(Failure::refused(format!(
+                        "another command has taken rotation {id} over"
+                    ))));
+                }
+                Ok(Beat::Ended(state, why)) => {
+                    return Err(Ending::Stopped(self.ended(state, why.as_deref())));
+                }
+                Err(RegistryError::Unavailable(_) | RegistryError::Unknown(_))
+                    if clock::now().monotonic.saturating_sub(began) < AWAY =>
+                {
+                    tokio::time::sleep(RETRY).await;
+                }
+                Err(error) => {
+                    return Err(Ending::Failed(Failure::from(error).and_next(&format!(
+                        "what was done stands; 'doorward rotation resume {id}' goes on"
+                    ))));
+                }
+            }
+        }
+    }
+
+    fn show(&self, progress: &Progress) {
+        let counts = &progress.counts;
+        self.bar.set_length(counts.all() - counts.left_out);
+        self.bar.set_position(counts.proven);
+        self.bar.set_message(format!(
+            "{} asked, {} of them connected, {} failed",
+            counts.asked, progress.undecided, counts.failed
+        ));
+    }
+
+    /// Asks those of a wave that wait.
+    async fn ask(&self, wave: u32) -> Result<(), Failure> {
+        let (id, rotations) = (self.rotation.id, self.registry.rotations());
+        let mut first = None;
+        let mut idle = 0;
+        loop {
+            let candidates = match rotations.candidates(id, wave, BATCH).await {
+                // The next beat waits for it to come back; who was asked is not asked again.
+                Err(RegistryError::Unavailable(_) | RegistryError::Unknown(_)) => return Ok(()),
+                other => other?,
+            };
+            let Some(head) = candidates.first().map(|candidate| candidate.device.clone()) else {
+                return Ok(());
+            };
+            idle = if first.as_ref() == Some(&head) { idle + 1 } else { 0 };
+            if idle > MOST_IDLE {
+                return Err(Failure::new(format!(
+                    "'{head}' cannot be asked: something else keeps changing its keys"
+                ))
+                .next(format!(
+                    "look at 'doorward audit list --device {head}', then 'doorward rotation resume {id}'"
+                )));
+            }
+            first = Some(head);
+            let asked = match self.asking {
+                Asking::Keys(master) => {
+                    let keys = new_keys(master, &candidates, self.rotation.plan.grace)?;
+                    rotations.ask_for_keys(id, &self.name, &keys).await
+                }
+                Asking::Renewal => {
+                    let devices: Vec<DeviceId> = candidates.into_iter().map(|c| c.device).collect();
+                    let by = clock::utc() + self.rotation.plan.patience;
+                    rotations.ask_for_certificates(id, &self.name, &devices, by).await
+                }
+            };
+            match asked {
+                Ok(true) => {}
+                Ok(false) | Err(RegistryError::Unavailable(_) | RegistryError::Unknown(_)) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn stopped(&self, why: &str) -> Failure {
+        let Rotation { id, plan, .. } = &self.rotation;
+        Failure::new(format!("rotation {id} of fleet '{}' is stopped: {why}", plan.fleet)).next(format!(
+            "nothing was taken from any device; 'doorward rotation show {id}' names those that failed. Then 'doorward rotation \
+             resume {id}', or 'doorward rotation undo {id}'"
+        ))
+    }
+
+    /// A person has ended it meanwhile.
+    fn ended(&self, state: RotationState, why: Option<&str>) -> Failure {
+        let id = self.rotation.id;
+        match state {
+            RotationState::Stopped => self.stopped(&why.map(output::plain).unwrap_or_default()),
+            other => Failure::new(format!("rotation {id} is {} meanwhile", other.as_str()))
+                .next(format!("'doorward rotation show {id}' shows it")),
+        }
+    }
+
+    fn interrupted(&self) -> Ending {
+        let id = self.rotation.id;
+        Ending::Failed(
+            Failure::new(format!(
+                "interrupted; rotation {id} stands as it is, and nobody is asked meanwhile"
+            ))
+            .next(format!("repeat the command, or 'doorward rotation resume {id}', to go on")),
+        )
+    }
+}
+
+/// What there is to do, by how it stands.
+fn next_step(plan: &NewRotation, progress: &Progress) -> Step {
+    let failed = progress.counts.failed;
+    if failed > u64::from(plan.max_failures) {
+        let devices = if failed == 1 { "1 device has".to_owned() } else { format!("{failed} devices have") };
+        return Step::Stop(format!("{devices} failed, and {} may", plan.max_failures));
+    }
+    match progress.next {
+        // The canaries, or the rest of a wave that was begun.
+        Some((wave, begun)) if begun || wave == 0 => return Step::Ask(wave),
+        _ => {}
+    }
+    if progress.undecided > 0 {
+        return Step::Wait;
+    }
+    // Canaries that nobody has heard of say nothing about the others.
+    if !plan.canary.is_none() && progress.canaries_proven == 0 {
+        if progress.canaries > 0 && progress.canary_age < plan.patience {
+            return Step::Wait;
+        }
+        let patience = humantime::format_duration(plan.patience);
+        return Step::Stop(match progress.canaries {
+            0 => "no canary could be asked".to_owned(),
+            n if failed > 0 => format!("none of {n} canaries has proven it within {patience}"),
+            n => format!("none of {n} canaries was connected within {patience}"),
+        });
+    }
+    match progress.next {
+        Some((wave, _)) => Step::Ask(wave),
+        None => Step::Finish,
+    }
+}
+
+/// A new key for each of these devices that has none pending.
+fn new_keys(
+    master: &MasterKey,
+    candidates: &[Candidate],
+    grace: Duration,
+) -> Result<Vec<(DeviceId, Option<NewKey>)>, Failure> {
+    let new_key = |candidate: &Candidate| {
+        let device = &candidate.device;
+        if let Some((version, sealed)) = &candidate.sealed {
+            rotate::check_sealed(master, device, *version, sealed)?;
+        }
+        if candidate.pending {
+            return Ok((device.clone(), None));
+        }
+        let version = KeyVersion::from_number(candidate.newest + 1)
+            .ok_or_else(|| Failure::new(format!("'{device}' has had as many key versions as there are")))?;
+        Ok((device.clone(), Some(rotate::seal_new(master, device, version, grace)?)))
+    };
+    candidates.iter().map(new_key).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::Counts;
+
+    fn plan(canary: &str, max_failures: u32) -> NewRotation {
+        NewRotation {
+            what: Credential::Key,
+            fleet: FleetId::default(),
+            canary: canary.parse().unwrap(),
+            wave: "25%".parse().unwrap(),
+            max_failures,
+            patience: Duration::from_secs(60),
+            grace: Duration::from_secs(1),
+        }
+    }
+
+    fn stops(step: &Step, words: &str) {
+        assert!(matches!(step, Step::Stop(why) if why.contains(words)), "{step:?}");
+    }
+
+    #[test]
+    fn canaries_go_first_and_one_must_prove_it() {
+        let plan = plan("2", 0);
+        let mut now = Progress { next: Some((0, false)), ..Progress::default() };
+        assert_eq!(next_step(&plan, &now), Step::Ask(0));
+        // Cut short in the midst of the canaries: the rest of them.
+        now.next = Some((0, true));
+        assert_eq!(next_step(&plan, &now), Step::Ask(0));
+        now = Progress { next: Some((1, false)), undecided: 1, canaries: 2, ..Progress::default() };
+        assert_eq!(next_step(&plan, &now), Step::Wait);
+        now.canaries_proven = 1;
+        assert_eq!(next_step(&plan, &now), Step::Wait, "the other one may still fail");
+        now.undecided = 0;
+        assert_eq!(next_step(&plan, &now), Step::Ask(1));
+        now.canaries_proven = 0;
+        assert_eq!(next_step(&plan, &now), Step::Wait);
+        now.canary_age = Duration::from_secs(60);
+        stops(&next_step(&plan, &now), "none of 2 canaries was connected within 1m");
+        // One that came at the last moment has its time.
+        now.undecided = 1;
+        assert_eq!(next_step(&plan, &now), Step::Wait);
+        now = Progress { next: Some((1, false)), ..Progress::default() };
+        stops(&next_step(&plan, &now), "no canary could be asked");
+        now.next = None;
+        stops(&next_step(&plan, &now), "no canary could be asked");
+    }
+
+    #[test]
+    fn too_many_failures_stop_it_wherever_it_is() {
+        for next in [Some((0, true)), Some((3, false)), Some((3, true)), None] {
+            let counts = Counts { failed: 2, ..Counts::default() };
+            let now = Progress { next, counts, canaries: 9, canaries_proven: 7, ..Progress::default() };
+            stops(&next_step(&plan("9", 1), &now), "2 devices have failed, and 1 may");
+            assert!(!matches!(next_step(&plan("9", 2), &now), Step::Stop(_)));
+        }
+        let counts = Counts { failed: 2, ..Counts::default() };
+        let canary_age = Duration::from_secs(60);
+        let now = Progress { next: Some((1, false)), counts, canaries: 2, canary_age, ..Progress::default() };
+        stops(&next_step(&plan("2", 2), &now), "none of 2 canaries has proven it within 1m");
+    }
+
+    #[test]
+    fn a_wave_waits_for_those_that_are_connected_alone() {
+        let plan = plan("0", 0);
+        let mut now = Progress { next: Some((1, false)), ..Progress::default() };
+        assert_eq!(next_step(&plan, &now), Step::Ask(1));
+        now = Progress { next: Some((2, false)), undecided: 3, ..Progress::default() };
+        assert_eq!(next_step(&plan, &now), Step::Wait);
+        now.next = Some((2, true));
+        assert_eq!(next_step(&plan, &now), Step::Ask(2), "the rest of a wave that was begun");
+        now = Progress { next: Some((2, false)), counts: Counts { asked: 40, ..Counts::default() }, ..now };
+        now.undecided = 0;
+        assert_eq!(next_step(&plan, &now), Step::Ask(2));
+        now.next = None;
+        assert_eq!(next_step(&plan, &now), Step::Finish);
+        now.undecided = 1;
+        assert_eq!(next_step(&plan, &now), Step::Wait);
+    }
+}
