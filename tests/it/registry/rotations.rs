@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use doorward::clock;
+use doorward::registry::renewals::Shown;
 use doorward::registry::{
     Act, AuditFilter, Batch, Beat, Counts, Credential, Done, Lease, MANY_SESSIONS, MemberFilter, MemberState,
     NewCertificate, NewKey, NewRotation, Progress, RegistryError, Renewal, Rotation, RotationState,
@@ -122,7 +123,8 @@ async fn gone(db: &Database, id: &str) {
 
 async fn confirm(db: &Database, id: &str, version: u32) {
     let version = KeyVersion::from_number(version).unwrap();
-    assert!(db.registry.confirm_key(&device(id), version).await.unwrap());
+    let shown = [(device(id), Shown::Key(version))];
+    assert_eq!(db.registry.confirm(&shown).await.unwrap(), [Ok(true)]);
 }
 
 async fn keys_in(db: &Database, state: &str) -> i64 {
@@ -530,8 +532,9 @@ async fn a_proven_session_by_a_renewed_certificate_proves_a_device(db: Database)
     // That it has been issued proves nothing.
     let a2 = renew(&db, "a", "a2", Duration::from_secs(60)).await;
     assert_eq!(progress(&db, id).await.counts.asked, 2);
-    for certificate in [&a2, &b2] {
-        assert!(db.registry.confirm_certificate(&certificate.fingerprint).await.unwrap());
+    for (id, certificate) in [("a", &a2), ("b", &b2)] {
+        let shown = [(device(id), Shown::Certificate(certificate.fingerprint))];
+        assert_eq!(db.registry.confirm(&shown).await.unwrap(), [Ok(true)]);
     }
     assert_eq!(members(&db, id).await[..2], ["a proven", "b proven"]);
 }
@@ -558,6 +561,7 @@ async fn undone_nobody_is_asked_for_a_certificate_any_more(db: Database) {
     assert_eq!((taken.len(), db.number(ASKED).await), (3, 0));
     assert_eq!(rotations(&db).doubtful(id, 100).await.unwrap(), []);
     // Who has renewed meanwhile goes on with what he has been given.
-    assert!(db.registry.confirm_certificate(&b2.fingerprint).await.unwrap());
+    let shown = [(device("b"), Shown::Certificate(b2.fingerprint))];
+    assert_eq!(db.registry.confirm(&shown).await.unwrap(), [Ok(true)]);
     assert_eq!(members(&db, id).await, ["a withdrawn", "b withdrawn", "c withdrawn"]);
 }

@@ -1,4 +1,7 @@
 //! Asking devices: the new credential and the note that it was asked for, in one transaction.
+//!
+//! Rows are looked up by the devices of the batch, which `+state` and subqueries see to: a plan that reads the rotation whole
+//! for each of them takes minutes for a fleet.
 
 use doorward_proto::ids::DeviceId;
 use sqlx::sqlite::SqliteConnection;
@@ -16,7 +19,7 @@ async fn leave_out(connection: &mut SqliteConnection, id: i64, devices: &str) ->
     sqlx::query(
         "UPDATE rotation_devices SET state = 'left_out', ended = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'),
              reason = (SELECT status FROM devices WHERE id = device)
-         WHERE rotation = ?1 AND device IN (SELECT value->>0 FROM json_each(?2)) AND state = 'waiting'
+         WHERE rotation = ?1 AND device IN (SELECT value->>0 FROM jsonb_each(?2)) AND +state = 'waiting'
              AND EXISTS (SELECT 1 FROM devices WHERE id = device AND status <> 'active')",
     )
     .bind(id)
@@ -64,12 +67,13 @@ pub(super) async fn ask_for_keys(
     .await
     .map_err(error::read)?;
     sqlx::query(
-        "UPDATE rotation_devices SET state = 'asked', version = k.version, asked = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'),
-             epoch = coalesce((SELECT p.epoch FROM presence AS p WHERE p.device = k.device), 0),
-             brought = k.device NOT IN (SELECT value FROM json_each(?3))
-                 OR EXISTS (SELECT 1 FROM presence AS p WHERE p.device = k.device AND p.session IS NOT NULL)
-         FROM jsonb_each(?2) AS n CROSS JOIN hmac_keys AS k ON k.device = n.value->>0 AND k.state = 'pending'
-         WHERE rotation = ?1 AND rotation_devices.device = k.device AND rotation_devices.state = 'waiting'",
+        "UPDATE rotation_devices SET state = 'asked', asked = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'),
+             version = (SELECT k.version FROM hmac_keys AS k WHERE k.device = rotation_devices.device AND k.state = 'pending'),
+             epoch = coalesce((SELECT p.epoch FROM presence AS p WHERE p.device = rotation_devices.device), 0),
+             brought = device NOT IN (SELECT value FROM json_each(?3))
+                 OR EXISTS (SELECT 1 FROM presence AS p WHERE p.device = rotation_devices.device AND p.session IS NOT NULL)
+         WHERE rotation = ?1 AND device IN (SELECT value->>0 FROM jsonb_each(?2)) AND +state = 'waiting'
+             AND EXISTS (SELECT 1 FROM hmac_keys AS k WHERE k.device = rotation_devices.device AND k.state = 'pending')",
     )
     .bind(id)
     .bind(&given)
@@ -97,20 +101,17 @@ pub(super) async fn ask_for_certificates(
     leave_out(&mut transaction, id, &given).await?;
     // Not one that waits to take the place of another: its device has it, or will have it, and shows it.
     sqlx::query(
-        "UPDATE rotation_devices SET state = 'asked', fingerprint = h.fingerprint, asked = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'),
-             epoch = coalesce((SELECT p.epoch FROM presence AS p WHERE p.device = h.device), 0)
-         FROM (
-             SELECT n.value->>0 AS device, (
+        "UPDATE rotation_devices SET state = 'asked', asked = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'),
+             epoch = coalesce((SELECT p.epoch FROM presence AS p WHERE p.device = rotation_devices.device), 0),
+             fingerprint = (
                  SELECT c.fingerprint FROM certificates AS c
-                 WHERE c.device = n.value->>0 AND c.status = 'active' AND NOT EXISTS (
+                 WHERE c.device = rotation_devices.device AND c.status = 'active' AND NOT EXISTS (
                      SELECT 1 FROM certificates AS f WHERE f.fingerprint = c.renewed_from AND f.status = 'active'
                  )
                  ORDER BY c.not_before DESC, c.fingerprint LIMIT 1
-             ) AS fingerprint
-             FROM json_each(?2) AS n
-         ) AS h
-         WHERE rotation = ?1 AND rotation_devices.device = h.device AND rotation_devices.state = 'waiting'
-             AND h.fingerprint IS NOT NULL",
+             )
+         WHERE rotation = ?1 AND device IN (SELECT value->>0 FROM jsonb_each(?2)) AND +state = 'waiting'
+             AND EXISTS (SELECT 1 FROM certificates AS c WHERE c.device = rotation_devices.device AND c.status = 'active')",
     )
     .bind(id)
     .bind(&given)
@@ -118,9 +119,10 @@ pub(super) async fn ask_for_certificates(
     .await
     .map_err(error::read)?;
     sqlx::query(
-        "UPDATE certificates SET rotate_by = ?3 FROM json_each(?2) AS n
-         CROSS JOIN rotation_devices AS r ON r.rotation = ?1 AND r.device = n.value->>0 AND r.state = 'asked'
-         WHERE certificates.fingerprint = r.fingerprint",
+        "UPDATE certificates SET rotate_by = ?3 WHERE fingerprint IN (
+             SELECT r.fingerprint FROM jsonb_each(?2) AS n
+             CROSS JOIN rotation_devices AS r ON r.rotation = ?1 AND r.device = n.value->>0 AND r.state = 'asked'
+         )",
     )
     .bind(id)
     .bind(&given)
@@ -131,7 +133,7 @@ pub(super) async fn ask_for_certificates(
     sqlx::query(
         "UPDATE rotation_devices SET state = 'left_out', reason = 'it has no active certificate',
              ended = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-         WHERE rotation = ?1 AND device IN (SELECT value->>0 FROM json_each(?2)) AND state = 'waiting'",
+         WHERE rotation = ?1 AND device IN (SELECT value->>0 FROM jsonb_each(?2)) AND +state = 'waiting'",
     )
     .bind(id)
     .bind(&given)

@@ -103,24 +103,22 @@ pub(super) async fn beat(
 async fn judge(connection: &mut SqliteConnection, id: i64, seen_every: Duration) -> Result<()> {
     for sql in [
         "UPDATE rotation_devices SET state = 'left_out', reason = 'revoked', ended = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-         FROM devices AS d
-         WHERE rotation = ?1 AND rotation_devices.state = 'asked' AND d.id = rotation_devices.device AND d.status = 'revoked'",
-        "UPDATE rotation_devices SET ended = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'),
-             state = iif(n.newer, 'left_out', 'failed'),
-             reason = iif(n.newer, 'its key was replaced by hand', 'its new key was retired')
-         FROM (
-             SELECT k.device, k.version,
-                    EXISTS (SELECT 1 FROM hmac_keys AS a WHERE a.device = k.device AND a.version > k.version AND a.state = 'active') AS newer
-             FROM rotation_devices AS r CROSS JOIN hmac_keys AS k ON k.device = r.device AND k.version = r.version AND k.state = 'retired'
-             WHERE r.rotation = ?1 AND r.state = 'asked'
-         ) AS n
-         WHERE rotation = ?1 AND rotation_devices.state = 'asked' AND rotation_devices.device = n.device
-             AND rotation_devices.version = n.version",
-        "UPDATE rotation_devices SET ended = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), state = 'left_out',
-             reason = iif(c.status = 'revoked', 'its certificate was revoked', 'its certificate was replaced by hand')
-         FROM certificates AS c
-         WHERE rotation = ?1 AND rotation_devices.state = 'asked' AND c.fingerprint = rotation_devices.fingerprint
-             AND c.status <> 'active'",
+         WHERE rotation = ?1 AND state = 'asked'
+             AND EXISTS (SELECT 1 FROM devices AS d WHERE d.id = rotation_devices.device AND d.status = 'revoked')",
+        // Those with a newer one first.
+        "UPDATE rotation_devices SET ended = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), state = 'left_out', reason = 'its key was replaced by hand'
+         WHERE rotation = ?1 AND state = 'asked'
+             AND EXISTS (SELECT 1 FROM hmac_keys AS k WHERE k.device = rotation_devices.device AND k.version = rotation_devices.version AND k.state = 'retired')
+             AND EXISTS (SELECT 1 FROM hmac_keys AS k WHERE k.device = rotation_devices.device AND k.version > rotation_devices.version AND k.state = 'active')",
+        "UPDATE rotation_devices SET ended = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), state = 'failed', reason = 'its new key was retired'
+         WHERE rotation = ?1 AND state = 'asked'
+             AND EXISTS (SELECT 1 FROM hmac_keys AS k WHERE k.device = rotation_devices.device AND k.version = rotation_devices.version AND k.state = 'retired')",
+        "UPDATE rotation_devices SET ended = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), state = 'left_out', reason = (
+                 SELECT iif(c.status = 'revoked', 'its certificate was revoked', 'its certificate was replaced by hand')
+                 FROM certificates AS c WHERE c.fingerprint = rotation_devices.fingerprint
+             )
+         WHERE rotation = ?1 AND state = 'asked'
+             AND EXISTS (SELECT 1 FROM certificates AS c WHERE c.fingerprint = rotation_devices.fingerprint AND c.status <> 'active')",
     ] {
         sqlx::query(sql).bind(id).execute(&mut *connection).await.map_err(error::read)?;
     }

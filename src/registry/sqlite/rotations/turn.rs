@@ -88,13 +88,13 @@ pub(super) async fn withdraw(
     .await
     .map_err(error::read)?;
     for sql in [
-        "UPDATE hmac_keys SET state = 'retired' FROM json_each(?2) AS t
-         CROSS JOIN rotation_devices AS r ON r.rotation = ?1 AND r.device = t.value
-         WHERE hmac_keys.device = r.device AND hmac_keys.version = r.version AND hmac_keys.state = 'pending'",
+        "UPDATE hmac_keys SET state = 'retired' WHERE state = 'pending' AND (device, version) IN (
+             SELECT r.device, r.version FROM json_each(?2) AS t CROSS JOIN rotation_devices AS r ON r.rotation = ?1 AND r.device = t.value
+         )",
         // A device that has begun to renew goes on with what it has been given; the others are not asked any more.
-        "UPDATE certificates SET rotate_by = NULL FROM json_each(?2) AS t
-         CROSS JOIN rotation_devices AS r ON r.rotation = ?1 AND r.device = t.value
-         WHERE certificates.fingerprint = r.fingerprint AND certificates.rotate_by IS NOT NULL",
+        "UPDATE certificates SET rotate_by = NULL WHERE rotate_by IS NOT NULL AND fingerprint IN (
+             SELECT r.fingerprint FROM json_each(?2) AS t CROSS JOIN rotation_devices AS r ON r.rotation = ?1 AND r.device = t.value
+         )",
     ] {
         sqlx::query(sql)
             .bind(id)
