@@ -101,7 +101,7 @@ pub(super) async fn ask_for_certificates(
          ), asked AS (
              UPDATE rotation_devices r SET state = 'asked', fingerprint = h.fingerprint, asked = now(), epoch = coalesce(
                      (SELECT p.epoch FROM presence p WHERE p.device = h.device), 0)
-             FROM held h WHERE r.rotation = $1 AND r.device = h.device AND r.state = 'waiting' RETURNING r.fingerprint
+             FROM held h WHERE r.rotation = $1 AND r.device = ANY($2) AND r.device = h.device AND r.state = 'waiting' RETURNING r.fingerprint
          )
          UPDATE certificates c SET rotate_by = $3 FROM asked a WHERE c.fingerprint = a.fingerprint",
     )
