@@ -139,9 +139,9 @@ async fn a_registry_of_another_version_is_told_apart(database: Database, desk: D
     let lines = ["device list", "device add press-7", "gateway run --listen 127.0.0.1:0"];
     database.execute("UPDATE _sqlx_migrations SET version = version + 1000").await.unwrap();
     for line in lines {
-        desk.run(line).fails(1, &["schema is version 100", "install the newer doorward"]);
+        desk.run(line).fails(1, &["schema is version 10", "install the newer doorward"]);
     }
-    desk.run("init").fails(1, &["schema is version 100", "install the newer doorward"]);
+    desk.run("init").fails(1, &["schema is version 10", "install the newer doorward"]);
     database.execute("UPDATE _sqlx_migrations SET version = version - 2000").await.unwrap();
     for line in lines {
         desk.run(line).fails(1, &["schema is version -99", "run 'doorward init' to migrate it"]);
