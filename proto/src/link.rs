@@ -120,6 +120,8 @@ struct Session {
     last_received: u64,
     last_sent: u64,
     heard: Duration,
+    /// The certificate had expired when the session began: it can do nothing but renew.
+    late: bool,
 }
 
 impl Link {
@@ -155,6 +157,14 @@ impl Link {
     #[must_use]
     pub fn sid(&self) -> Option<&str> {
         self.session.as_ref().map(|session| &*session.sid)
+    }
+
+    /// What the gateway's clock says now, by what it said last; `None` before the first `welcome`.
+    #[must_use]
+    pub fn gateway_time(&self, now: Moment) -> Option<NumericDate> {
+        let (time, then) = self.clock?;
+        let since = now.monotonic.saturating_sub(then);
+        Some(NumericDate::since_epoch(time.as_duration().saturating_add(since)))
     }
 
     /// How many publishes have no answer yet.
@@ -288,13 +298,13 @@ impl Link {
 
     /// The next frame to send, signed for this session; `None` before its welcome, and while the window is full.
     pub fn transmit(&mut self, now: Moment) -> Option<String> {
+        let iat = self.gateway_time(now)?;
         let session = self.session.as_mut()?;
-        let (time, then) = self.clock?;
         let key = self.keyring.newest()?;
-        let since = now.monotonic.saturating_sub(then);
-        let iat = NumericDate::since_epoch(time.as_duration().saturating_add(since));
         while self.sent.len() < self.bounds.window {
-            let ready = self.waiting.iter().position(|pending| pending.not_before <= now.monotonic)?;
+            // What a late session would refuse for good waits for the next one.
+            let may_go = |pending: &Pending| !session.late || pending.body.may_be_late();
+            let ready = self.waiting.iter().position(|one| one.not_before <= now.monotonic && may_go(one))?;
             let pending = self.waiting.remove(ready)?;
             let seq = session.last_sent + 1;
             let frame = key.sign(&pending.body.payload(self.device.as_str(), &session.sid, seq, iat));
@@ -374,12 +384,14 @@ impl Link {
     }
 
     fn begin(&mut self, claims: &Claims, welcome: Welcome, now: Moment) {
+        let late = welcome.certificate_expires <= claims.iat;
         self.session = Some(Session {
             sid: claims.sid.clone(),
             welcome: welcome.clone(),
             last_received: claims.seq,
             last_sent: 0,
             heard: now.monotonic,
+            late,
         });
         for pending in &mut self.waiting {
             (pending.not_before, pending.stale) = (Duration::ZERO, 0);
@@ -387,7 +399,7 @@ impl Link {
         for filter in &self.filters {
             self.waiting.push_front(Pending::new(Body::Subscribe(filter.clone())));
         }
-        if self.waiting.is_empty() {
+        if late || self.waiting.is_empty() {
             self.waiting.push_back(Pending::new(Body::Hello));
         }
         self.events.push_back(Event::Welcome(welcome));

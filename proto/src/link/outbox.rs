@@ -78,6 +78,11 @@ impl Pending {
 }
 
 impl Body {
+    /// Whether a session whose certificate had expired before it began takes it.
+    pub(super) fn may_be_late(&self) -> bool {
+        matches!(self, Self::Hello | Self::Renew(_))
+    }
+
     pub(super) fn payload(&self, device: &str, sid: &str, seq: u64, iat: NumericDate) -> Vec<u8> {
         let mut wire = Wire {
             iss: device,

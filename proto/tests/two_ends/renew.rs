@@ -1,9 +1,12 @@
 //! A certificate on its way to the device: asked for in time, brought by the answer to `renew`, and what is left to one that
 //! comes late.
 
+use doorward_proto::channel::Filter;
 use doorward_proto::close::Close;
-use doorward_proto::link::{Bounds, Event, Link};
-use doorward_proto::session::{Grant, Output};
+use doorward_proto::ids::MessageId;
+use doorward_proto::link::{Bounds, Event, Link, Outgoing};
+use doorward_proto::session::{Grant, Output, Session};
+use doorward_proto::uplink::CommandStatus;
 use doorward_proto::verdict::{Refusal, Verdict};
 use serde_json::json;
 
@@ -192,6 +195,37 @@ fn a_device_asks_in_its_session_and_is_told_what_became_of_it() {
         matches!(&events[..], [Event::NotRenewed { refusal: Some(Refusal::BadMessage), .. }]),
         "{events:?}"
     );
+}
+
+#[test]
+fn a_late_device_proves_itself_asks_and_keeps_the_rest_for_the_next_session() {
+    let mut link = Link::new(device(), keyring(&[1]), Bounds::default());
+    link.publish(Outgoing::new([1; 16], "devices/press-7/t", "1").unwrap()).unwrap();
+    link.subscribe(Filter::new("devices/press-7/#").unwrap());
+    link.result(MessageId::new("c-1").unwrap(), CommandStatus::Ok, None).unwrap();
+    let mut scene = unheard(late());
+    bring(&mut link, &mut scene, 0.0);
+    assert_eq!(link.gateway_time(at(7.0)), Some(at(7.0).wall));
+    link.renew("a request");
+    let said = std::iter::from_fn(|| link.transmit(at(1.0)));
+    let verdicts: Vec<Verdict> = said.map(|frame| scene.session.receive(&frame, at(1.0))).collect();
+    assert_eq!(verdicts, [Verdict::Accepted; 2], "hello and renew");
+    assert_eq!(renewals(&mut scene).len(), 1);
+
+    link.disconnected();
+    let mut scene = unheard(grant());
+    bring(&mut link, &mut scene, 2.0);
+    let said = std::iter::from_fn(|| link.transmit(at(2.0)));
+    let verdicts: Vec<Verdict> = said.map(|frame| scene.session.receive(&frame, at(2.0))).collect();
+    assert_eq!(verdicts, [Verdict::Accepted; 3], "what had waited: subscription, publish and result");
+    assert_eq!(link.unanswered(), 1);
+}
+
+/// A session whose `welcome` the device has still to hear.
+fn unheard(grant: Grant) -> Scene {
+    let mut scene = Scene::open(grant.clone());
+    scene.session = Session::open(grant, super::support::settings(), [9; 16], at(0.0));
+    scene
 }
 
 /// Hands the device what its gateway has said.
