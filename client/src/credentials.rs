@@ -1,6 +1,8 @@
 //! What a device was issued: a bundle folder, or a line of the bulk file.
 
 mod key_file;
+mod new_key;
+mod store;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,8 +18,13 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize as _, Zeroizing};
 
+pub(crate) use new_key::NewKey;
+pub(crate) use store::Store;
+
+use crate::renewal::Steps;
+
 /// The most bytes that a file of a bundle may have.
-const MAX_FILE_BYTES: u64 = 256 * 1024;
+pub(crate) const MAX_FILE_BYTES: u64 = 256 * 1024;
 
 /// Why credentials cannot be used. It names the file or member, never a secret.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +141,8 @@ struct Line {
 }
 
 impl Credentials {
-    /// Loads a bundle folder: `device.crt`, `device.key`, `ca.crt` and `device.json`.
+    /// Loads a bundle folder: `device.crt`, `device.key`, `ca.crt` and `device.json`. It only reads. Where a renewed pair has
+    /// proven itself and an end came before it had taken its place whole, it is the one that is loaded.
     ///
     /// # Errors
     /// [`CredentialsError`] naming the file, what is wrong with it and what to do.
@@ -148,12 +156,19 @@ impl Credentials {
         let certificate = read("device.crt", REISSUE)?;
         let private_key = read("device.key", NO_PRIVATE_KEY)?;
         let ca = read("ca.crt", REISSUE)?;
-        let identity = Identity {
+        let mut identity = Identity {
             chain: certificates(&certificate).map_err(|why| form(place("device.crt"), why, REISSUE))?,
             private_key: private_key_of(&private_key)
                 .map_err(|why| form(place("device.key"), why, NO_PRIVATE_KEY))?,
             trusted: certificates(&ca).map_err(|why| form(place("ca.crt"), why, REISSUE))?,
         };
+        let renewal = store::read(folder);
+        let proven =
+            |found: &store::Found| found.has_begun_to_replace(&identity.chain, &identity.private_key);
+        if let Some(found) = renewal.filter(proven) {
+            let trusted = std::mem::take(&mut identity.trusted);
+            identity = Identity::new(found.chain, found.key.to_private_key(), trusted);
+        }
         let credentials = Self::new(&description, identity)
             .map_err(|why| form(place("device.json") + " (key.hmac)", why, REISSUE))?;
         Ok(Self { folder: Some(folder.to_owned()), ..credentials })
@@ -236,6 +251,10 @@ impl Credentials {
         &self.identity
     }
 
+    pub(crate) fn shared_identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.identity)
+    }
+
     /// Where they were loaded from, if from a folder.
     #[must_use]
     pub fn folder(&self) -> Option<&Path> {
@@ -262,7 +281,7 @@ impl Credentials {
         let text = serde_json::to_vec_pretty(&description)
             .map(Zeroizing::new)
             .map_err(|error| form(path.display().to_string(), not_json(&error), REISSUE))?;
-        key_file::replace(&path, &text)?;
+        key_file::replace(&path, &text, &Steps::default())?;
         Ok(Some(fresh))
     }
 }
@@ -297,7 +316,7 @@ fn key(version: KeyVersion, text: &str) -> Result<Key, String> {
     }
 }
 
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match chain {
         Ok(chain) if chain.is_empty() => Err("no certificate in PEM".to_owned()),

@@ -20,6 +20,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::backoff::BackoffOptions;
 use crate::connection::Dial;
 use crate::credentials::Credentials;
+use crate::renewal::{CertificateStatus, RenewalOptions};
 use crate::target::{Target, UrlError};
 use crate::tls::{self, TlsError};
 
@@ -44,6 +45,8 @@ pub struct Options {
     pub max_message_bytes: usize,
     /// The local address to connect from.
     pub local: Option<IpAddr>,
+    /// How it renews its certificate. By default it does where its credentials came from a folder.
+    pub renewal: RenewalOptions,
 }
 
 impl Default for Options {
@@ -58,6 +61,7 @@ impl Default for Options {
             close_within: Duration::from_secs(5),
             max_message_bytes: 1 << 20,
             local: None,
+            renewal: RenewalOptions::default(),
         }
     }
 }
@@ -136,6 +140,7 @@ enum Request {
 pub struct Device {
     requests: mpsc::Sender<Request>,
     state: watch::Receiver<State>,
+    certificate: watch::Receiver<CertificateStatus>,
     messages: broadcast::Sender<Message>,
     commands: broadcast::Sender<Command>,
     answer_within: Duration,
@@ -181,9 +186,20 @@ impl Device {
             task::Out { state: stating, messages: messages.clone(), commands: commands.clone() },
             stop.clone(),
         );
+        let certificate = task.certificate();
         let task = tokio::spawn(task.run());
         let guard = stop.clone().drop_guard();
-        Ok(Self { requests, state, messages, commands, answer_within, stop, _stop_with_me: guard, task })
+        Ok(Self {
+            requests,
+            state,
+            certificate,
+            messages,
+            commands,
+            answer_within,
+            stop,
+            _stop_with_me: guard,
+            task,
+        })
     }
 
     /// Publishes a value, and returns once the gateway has made it durable. It is kept, and sent again under the same
@@ -255,6 +271,12 @@ impl Device {
     #[must_use]
     pub fn state(&self) -> watch::Receiver<State> {
         self.state.clone()
+    }
+
+    /// The device's certificate and what becomes of its renewal, to be read and watched.
+    #[must_use]
+    pub fn certificate(&self) -> watch::Receiver<CertificateStatus> {
+        self.certificate.clone()
     }
 
     /// Closes the session and stops. What has no answer yet fails with [`RequestError::Stopped`].

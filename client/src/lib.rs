@@ -26,8 +26,10 @@ pub mod clock;
 pub mod connection;
 pub mod credentials;
 pub mod device;
+pub mod renewal;
 pub mod target;
 pub mod tls;
 
 pub use credentials::{Credentials, CredentialsError, Identity};
 pub use device::{Device, Options, State, Stop};
+pub use renewal::{CertificateStatus, Renew, RenewalOptions, RenewalState};

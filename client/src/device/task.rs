@@ -1,12 +1,14 @@
 //! The task behind a [`super::Device`]: connect, serve, wait, again.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use doorward_proto::close::Close;
 use doorward_proto::downlink::{Command, Message, Rekey};
 use doorward_proto::ids::MessageId;
 use doorward_proto::link::{Event, Link, Violation};
+use doorward_proto::time::Moment;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +17,7 @@ use crate::backoff::{Backoff, Order};
 use crate::clock;
 use crate::connection::{ConnectError, Connection, Dial, Ended, Incoming};
 use crate::credentials::Credentials;
-use crate::tls;
+use crate::renewal::{Act, Cause, CertificateStatus, Renewal};
 
 /// Frames taken before the next ones are sent: a gateway that floods must not keep the device from speaking.
 const BATCH: usize = 64;
@@ -34,6 +36,7 @@ pub(super) struct Task {
     options: Options,
     dial: Dial,
     link: Link,
+    renewal: Renewal,
     requests: mpsc::Receiver<Request>,
     /// A request that found the outbox full.
     held: Option<Request>,
@@ -51,6 +54,19 @@ enum End {
     Ended(Ended),
     Violation(Violation),
     Silent,
+    /// There is another certificate to be shown.
+    Reconnect,
+}
+
+impl End {
+    fn cause(&self) -> Cause {
+        match self {
+            Self::Connect(error) => error.into(),
+            Self::Ended(ended) => ended.into(),
+            Self::Silent => Cause::Unclear,
+            Self::Stopped | Self::Violation(_) | Self::Reconnect => Cause::Other,
+        }
+    }
 }
 
 impl Task {
@@ -63,8 +79,24 @@ impl Task {
         out: Out,
         stop: CancellationToken,
     ) -> Self {
-        let answers = BTreeMap::new();
-        Self { credentials, options, dial, link, requests, held: None, answers, welcomed: None, out, stop }
+        let renewal = Renewal::open(&credentials, Arc::clone(&dial.tls), options.renewal.clone());
+        Self {
+            credentials,
+            options,
+            dial,
+            link,
+            renewal,
+            requests,
+            held: None,
+            answers: BTreeMap::new(),
+            welcomed: None,
+            out,
+            stop,
+        }
+    }
+
+    pub(super) fn certificate(&self) -> watch::Receiver<CertificateStatus> {
+        self.renewal.status()
     }
 
     pub(super) async fn run(mut self) {
@@ -77,7 +109,8 @@ impl Task {
                 backoff.session_lasted(clock::monotonic().saturating_sub(welcomed));
             }
             self.link.disconnected();
-            if self.certificate_may_be_the_reason(&end) && self.reload() {
+            let cause = end.cause();
+            if cause == Cause::Certificate && self.reload() {
                 continue;
             }
             let (words, order) = match end {
@@ -91,7 +124,12 @@ impl Task {
                 End::Ended(ended) => (ended.to_string(), Order { close: ended.close(), retry_after }),
                 End::Violation(violation) => (violation.to_string(), Order::default()),
                 End::Silent => ("nothing heard for two heartbeats and a half".to_owned(), Order::default()),
+                End::Reconnect => {
+                    self.renewal.ended(cause, "");
+                    continue;
+                }
             };
+            let order = if self.renewal.ended(cause, &words) { Order::default() } else { order };
             self.out.state.send_replace(State::Connecting { last: Some(words.into()) });
             let wait = backoff.next_wait(order, fastrand::f64());
             let stop = self.stop.clone();
@@ -107,32 +145,12 @@ impl Task {
         }
     }
 
-    fn certificate_may_be_the_reason(&self, end: &End) -> bool {
-        match end {
-            End::Ended(ended) => matches!(ended.close(), Some(Close::Suspended | Close::CertificateExpired)),
-            End::Connect(ConnectError::Alert(_)) => true,
-            End::Connect(ConnectError::Refused(refused)) => {
-                refused.problem.as_ref().is_some_and(|problem| problem.word().starts_with("certificate-"))
-            }
-            _ => false,
-        }
-    }
-
     /// Takes another certificate from the bundle's folder, if somebody has put one there since.
     fn reload(&mut self) -> bool {
-        let Some(fresh) = self.credentials.folder().and_then(|folder| Credentials::load(folder).ok()) else {
-            return false;
-        };
-        if fresh.device() != self.credentials.device()
-            || fresh.identity().chain() == self.credentials.identity().chain()
-        {
-            return false;
-        }
-        let Ok(tls) = tls::configuration(fresh.identity()) else { return false };
+        let Some(fresh) = self.renewal.reload(&self.credentials) else { return false };
         if fresh.key().version() > self.credentials.key().version() {
             self.link.add_key(fresh.key().clone());
         }
-        self.dial.tls = tls;
         self.credentials = fresh;
         true
     }
@@ -151,6 +169,7 @@ impl Task {
     async fn session(&mut self, retry_after: &mut Option<Duration>) -> End {
         let stop = self.stop.clone();
         let ends = clock::monotonic() + self.dial.within;
+        self.dial.tls = Arc::clone(self.renewal.tls());
         let dial = self.dial.clone();
         let connection = match stop.run_until_cancelled(dial.connect()).await {
             None => return End::Stopped,
@@ -164,7 +183,7 @@ impl Task {
         let mut connection = connection;
         let end = self.serve(&mut connection, ends, retry_after).await;
         let close = match &end {
-            End::Stopped => Close::Normal,
+            End::Stopped | End::Reconnect => Close::Normal,
             End::Violation(violation) => {
                 // A gateway that signs with a version this device does not hold is told which one it does hold.
                 let versions = *violation == Violation("its key version");
@@ -196,7 +215,17 @@ impl Task {
             if !welcomed && now.monotonic >= welcome_by {
                 return End::Connect(ConnectError::Timeout(crate::connection::Phase::Welcome));
             }
-            let deadline = self.link.deadline().unwrap_or(welcome_by).max(now.monotonic + SOONEST);
+            match self.renewal.poll(now.monotonic) {
+                Some(Act::Ask(request)) => {
+                    self.link.renew(&request);
+                    continue;
+                }
+                Some(Act::Reconnect) => return End::Reconnect,
+                None => {}
+            }
+            let due = self.link.deadline().unwrap_or(welcome_by);
+            let due = self.renewal.deadline().map_or(due, |at| at.min(due));
+            let deadline = due.max(now.monotonic + SOONEST);
             let mut received = tokio::select! {
                 () = stop.cancelled() => return End::Stopped,
                 received = connection.receive() => Some(received),
@@ -222,7 +251,9 @@ impl Task {
                         }
                     }
                 }
-                self.events(retry_after);
+                if self.events(now, retry_after) {
+                    return End::Reconnect;
+                }
                 received = connection.receive_now().transpose();
             }
         }
@@ -256,11 +287,18 @@ impl Task {
         }
     }
 
-    fn events(&mut self, retry_after: &mut Option<Duration>) {
+    /// `true` where the session is to end for another certificate.
+    fn events(&mut self, now: Moment, retry_after: &mut Option<Duration>) -> bool {
+        let mut reconnect = false;
+        let time = self.link.gateway_time(now).unwrap_or(now.wall);
         while let Some(event) = self.link.poll() {
             match event {
-                Event::Welcome(welcome) | Event::Limits(welcome) => {
-                    self.welcomed.get_or_insert_with(clock::monotonic);
+                Event::Welcome(welcome) => {
+                    self.welcomed = Some(now.monotonic);
+                    self.renewal.welcomed(&welcome, time, now.monotonic);
+                    self.out.state.send_replace(State::Connected(Box::new(welcome)));
+                }
+                Event::Limits(welcome) => {
                     self.out.state.send_replace(State::Connected(Box::new(welcome)));
                 }
                 Event::Acked(id) => self.answer(&id, Ok(())),
@@ -272,16 +310,20 @@ impl Task {
                 Event::Command(command) => drop(self.out.commands.send(command)),
                 Event::Rekey(rekey) => self.rekey(&rekey),
                 Event::Bye(bye) => *retry_after = bye.retry_after.map(Duration::from_secs),
-                Event::Rejected(_)
-                | Event::Subscribed(_)
-                | Event::Rotate(_)
-                | Event::Certificate(_)
-                | Event::NotRenewed { .. } => {}
+                Event::Rotate(rotate) => self.renewal.rotate(&rotate, time, now.monotonic),
+                Event::Certificate(new) => {
+                    reconnect |= self.renewal.certificate(&new, time, now.monotonic).is_some();
+                }
+                Event::NotRenewed { refusal, detail } => {
+                    self.renewal.not_renewed(refusal, &detail, now.monotonic);
+                }
+                Event::Rejected(_) | Event::Subscribed(_) => {}
             }
         }
         if let Some(request) = self.held.take() {
             self.take(request);
         }
+        reconnect
     }
 
     fn answer(&mut self, id: &MessageId, answer: Result<(), RequestError>) {

@@ -47,6 +47,19 @@ impl Ca {
         (leaf.der().to_vec(), line.to_string())
     }
 
+    /// A certificate for a key of the device's own, until the end of a year: the DER of the leaf, and the chain in PEM.
+    pub fn renewed(&self, id: &str, key: &impl rcgen::PublicKeyData, until: i32) -> (Vec<u8>, String) {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, id);
+        params.serial_number = Some(fastrand::u64(1 << 32..).into());
+        params.not_after = rcgen::date_time_ymd(until, 12, 31);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        let leaf = params.signed_by(key, &self.issuer).unwrap();
+        (leaf.der().to_vec(), leaf.pem() + &self.certificate.pem())
+    }
+
     pub fn acceptor(&self, any: bool) -> TlsAcceptor {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let key = KeyPair::generate().unwrap();

@@ -25,6 +25,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
+use super::renewal::TurnAway;
 use super::{Fault, Shared};
 
 const POLICY: &str = r#"{"allow":[{"actions":["publish"],"channels":["devices/${device}/#"]},
@@ -42,8 +43,13 @@ impl Durable for Kept {
 pub async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) {
     let Ok(tls) = acceptor.accept(tcp).await else { return };
     let leaf = tls.get_ref().1.peer_certificates().unwrap()[0].to_vec();
-    let known = shared.by_leaf.get(&leaf).copied();
-    let Some(device) = known.or((shared.setup.fault == Fault::AnyCertificate).then_some(0)) else { return };
+    let known = shared.renewals.whose(&leaf);
+    let anybody = (shared.setup.fault == Fault::AnyCertificate).then_some((0, 0));
+    let Some((device, generation)) = known.or(anybody) else { return };
+    let turns_away = shared.renewals.turns_away(device, generation);
+    if turns_away == Some(TurnAway::HangUp) {
+        return;
+    }
     let revoked = shared.revoked.lock().unwrap().contains(shared.records[device].id.as_str());
     #[expect(clippy::result_large_err, reason = "tungstenite's own type")]
     let judge = |request: &Request, mut response: Response| {
@@ -54,11 +60,16 @@ pub async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) {
             *response.status_mut() = status.try_into().unwrap();
             let headers = response.headers_mut();
             headers.insert("content-type", "application/problem+json".parse().unwrap());
-            headers.insert("retry-after", "1".parse().unwrap());
+            if !word.starts_with("certificate-") {
+                headers.insert("retry-after", "1".parse().unwrap());
+            }
             Err(response)
         };
         if revoked {
             return refuse(403, "device-revoked");
+        }
+        if let Some(TurnAway::Problem(status, word)) = turns_away {
+            return refuse(status, word);
         }
         if request.uri().path() != doorward_proto::PATH {
             return refuse(404, "not-found");
@@ -71,14 +82,16 @@ pub async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) {
         Ok(response)
     };
     let Ok(socket) = tokio_tungstenite::accept_hdr_async(tls, judge).await else { return };
-    Serving::new(socket, shared, device).run().await;
+    Serving::new(socket, shared, (device, generation)).run().await;
 }
 
 struct Serving {
     socket: WebSocketStream<TlsStream<TcpStream>>,
     shared: Arc<Shared>,
     device: usize,
+    generation: usize,
     id: String,
+    grant: Grant,
     session: Session,
     number: usize,
     messages: usize,
@@ -86,7 +99,8 @@ struct Serving {
 }
 
 impl Serving {
-    fn new(socket: WebSocketStream<TlsStream<TcpStream>>, shared: Arc<Shared>, device: usize) -> Self {
+    fn new(socket: WebSocketStream<TlsStream<TcpStream>>, shared: Arc<Shared>, by: (usize, usize)) -> Self {
+        let (device, generation) = by;
         let record = &shared.records[device];
         let mut keyring = Keyring::default();
         keyring.add(record.key.clone(), None);
@@ -110,8 +124,9 @@ impl Serving {
             pending: None,
         };
         let now = clock::now();
+        let grant = shared.renewals.grant(grant, generation, now);
         let session =
-            Session::open(grant, Arc::clone(&shared.settings), fastrand::u128(..).to_be_bytes(), now);
+            Session::open(grant.clone(), Arc::clone(&shared.settings), fastrand::u128(..).to_be_bytes(), now);
         let id = record.id.to_string();
         let number = shared.sessions.fetch_add(1, Ordering::SeqCst) + 1;
         // The newer unproven session wins.
@@ -119,11 +134,23 @@ impl Serving {
         if shared.setup.fault == Fault::UnprovenTakesOver {
             shared.generations.lock().unwrap().insert(id.clone(), number);
         }
-        Self { socket, shared, device, id, session, number, messages: 0, subscribed: Vec::new() }
+        Self {
+            socket,
+            shared,
+            device,
+            generation,
+            id,
+            grant,
+            session,
+            number,
+            messages: 0,
+            subscribed: Vec::new(),
+        }
     }
 
     async fn run(mut self) {
         let mut orders = self.shared.orders.subscribe();
+        let mut rotations = self.shared.rotations.subscribe();
         let mut published = self.shared.published.subscribe();
         let mut tick = tokio::time::interval(Duration::from_millis(if self.shared.setup.devices > 100 {
             2000
@@ -154,6 +181,10 @@ impl Serving {
                     if self.subscribed.iter().any(|filter| filter.matches(&message.ch)) {
                         self.session.deliver(&message, clock::now());
                     }
+                }
+                Ok(()) = rotations.recv() => {
+                    let renew_from = Some(NumericDate::default());
+                    self.session.update(Grant { renew_from, ..self.grant.clone() }, clock::now());
                 }
                 _ = tick.tick() => self.tick(),
             }
@@ -207,8 +238,13 @@ impl Serving {
                     Output::Send(frame) => drop(self.socket.feed(Message::text(frame)).await),
                     Output::Proven => {
                         self.shared.generations.lock().unwrap().insert(self.id.clone(), self.number);
+                        self.shared.renewals.proven(self.device, self.generation);
                     }
-                    Output::Confirmed(_) | Output::Renew { .. } => {}
+                    Output::Confirmed(_) => self.shared.renewals.rekeyed.store(true, Ordering::SeqCst),
+                    Output::Renew { reference, csr } => {
+                        let device = (self.device, &*self.id);
+                        self.shared.renewals.answer(&mut self.session, device, reference, &csr, clock::now());
+                    }
                     Output::Store(accepted) => self.store(accepted),
                     Output::Subscribe(filter) => self.subscribed.push(filter),
                     Output::Unsubscribe(filter) => self.subscribed.retain(|kept| *kept != filter),
@@ -234,7 +270,10 @@ impl Serving {
         self.messages += 1;
         let now = clock::now();
         let key = (publish.device.to_string(), publish.id.to_string());
-        *self.shared.stored.lock().unwrap().entry(key).or_default() += 1;
+        let times = *self.shared.stored.lock().unwrap().entry(key).and_modify(|n| *n += 1).or_insert(1);
+        if times == 1 {
+            self.shared.values.lock().unwrap().push(publish.data.to_string());
+        }
         if self.shared.deaf.load(Ordering::SeqCst) {
             return;
         }

@@ -4,8 +4,10 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this module")]
 #![allow(clippy::unwrap_used, reason = "a test's gateway that cannot start is a test that fails")]
 
+pub mod bundle;
 mod ca;
 mod connection;
+pub mod renewal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -23,6 +25,7 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use ca::Ca;
+use renewal::Renewals;
 
 /// What a gateway does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -78,14 +81,17 @@ pub struct Record {
 pub struct Shared {
     pub setup: Setup,
     pub settings: Arc<Settings>,
-    /// By the DER of the leaf.
-    pub by_leaf: BTreeMap<Vec<u8>, usize>,
+    pub renewals: Renewals,
     pub records: Vec<Record>,
     /// `(device, message id)` to how often it came; the second one is acked and not stored again.
     pub stored: Mutex<BTreeMap<(String, String), usize>>,
     pub revoked: Mutex<BTreeSet<String>>,
     /// Ends proven sessions: device and why.
     pub orders: broadcast::Sender<(String, Close)>,
+    /// Asks every live session to renew.
+    pub rotations: broadcast::Sender<()>,
+    /// What was stored, as it came first.
+    pub values: Mutex<Vec<String>>,
     /// Published messages, for subscribers.
     pub published: broadcast::Sender<doorward_proto::downlink::Message>,
     /// Takes messages but forgets all of them.
@@ -121,11 +127,13 @@ impl Gateway {
         let shared = Arc::new(Shared {
             setup,
             settings: Arc::new(settings),
-            by_leaf,
+            renewals: Renewals::new(ca, by_leaf),
             records,
             stored: Mutex::default(),
             revoked: Mutex::default(),
             orders: broadcast::channel(1024).0,
+            rotations: broadcast::channel(16).0,
+            values: Mutex::default(),
             published: broadcast::channel(1024).0,
             deaf: AtomicBool::new(false),
             sessions: AtomicUsize::new(0),
@@ -164,6 +172,15 @@ impl Gateway {
 
     pub fn end(&self, device: &str, close: Close) {
         let _ = self.shared.orders.send((device.to_owned(), close));
+    }
+
+    /// Asks every live session to renew.
+    pub fn rotate(&self) {
+        let _ = self.shared.rotations.send(());
+    }
+
+    pub fn renewals(&self) -> &Renewals {
+        &self.shared.renewals
     }
 
     pub fn deaf(&self, deaf: bool) {
