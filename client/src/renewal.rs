@@ -452,3 +452,6 @@ impl Renewal {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;
