@@ -261,6 +261,16 @@ impl Credentials {
         self.folder.as_deref()
     }
 
+    /// A key that the gateway handed out, kept in memory alone: its first use retires the old one, and a device that forgot
+    /// it is out. For devices that do not outlive their process.
+    ///
+    /// # Errors
+    /// [`CredentialsError`] where the key is malformed.
+    pub fn read_key(rekey: &Rekey) -> Result<Key, CredentialsError> {
+        key(rekey.version, &rekey.key)
+            .map_err(|why| form("the 'rekey' of the gateway".to_owned(), why, "rotate the key again"))
+    }
+
     /// Stores a key that the gateway handed out in the bundle's `device.json`: mode 0600, synced, replaced at once.
     /// `None` where the credentials have no folder to keep it in: a key that is not stored must not be used, because
     /// its first use retires the old one.
@@ -270,8 +280,7 @@ impl Credentials {
     pub fn store_key(&self, rekey: &Rekey) -> Result<Option<Key>, CredentialsError> {
         let Some(folder) = &self.folder else { return Ok(None) };
         let path = folder.join("device.json");
-        let fresh = key(rekey.version, &rekey.key)
-            .map_err(|why| form("the 'rekey' of the gateway".to_owned(), why, "rotate the key again"))?;
+        let fresh = Self::read_key(rekey)?;
         let description = Description {
             device: self.device.clone(),
             fleet: self.fleet.clone(),

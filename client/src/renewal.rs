@@ -33,6 +33,9 @@ use crate::connection::{ConnectError, Ended};
 use crate::credentials::{Credentials, NewKey, Store};
 use crate::tls;
 
+/// A key that was refused this often is thrown away, whatever the reason was said to be: perhaps it is the reason.
+const KEY_TRIES: u32 = 4;
+
 /// What is to be done now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Act {
@@ -116,6 +119,8 @@ pub struct Renewal {
     /// The new pair has been let in and could not be put in the old one's place: both are still on the disk.
     unplaced: Option<(NewKey, String)>,
     in_session: bool,
+    /// Somebody has asked for a renewal, or it was time to: that does not end with a session.
+    wanted: bool,
     asked: bool,
     ask_at: Option<Duration>,
     refusals: u32,
@@ -131,7 +136,12 @@ impl Renewal {
         let store = folder.map(|folder| Store::open(folder, options.steps.clone()));
         let renews = store.is_some() || options.renew == Renew::InMemory;
         let current = Pair::new(credentials.shared_identity(), tls);
-        let status = CertificateStatus { current: current.named(), renewed: 0, renewal: RenewalState::None };
+        let status = CertificateStatus {
+            current: current.named(),
+            renewed: 0,
+            failed: 0,
+            renewal: RenewalState::None,
+        };
         let mut renewal = Self {
             device: credentials.device().clone(),
             options,
@@ -142,6 +152,7 @@ impl Renewal {
             shows_next: false,
             unplaced: None,
             in_session: false,
+            wanted: false,
             asked: false,
             ask_at: None,
             refusals: 0,
@@ -177,6 +188,18 @@ impl Renewal {
         }
     }
 
+    /// Whether there is a new pair that has still to be let in: a refusal is not the last word then.
+    #[must_use]
+    pub fn is_unproven(&self) -> bool {
+        matches!(self.next, Next::Unproven(_))
+    }
+
+    /// Whether the gateway has been asked in this session and has not answered.
+    #[must_use]
+    pub fn is_asked(&self) -> bool {
+        self.asked
+    }
+
     /// The certificate that holds and what becomes of its renewal, to be read and watched.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<CertificateStatus> {
@@ -204,7 +227,7 @@ impl Renewal {
             return Some(now);
         }
         let soonest = now + self.options.spread.mul_f64(fastrand::f64());
-        if matches!(self.next, Next::Asked(_)) {
+        if self.wanted || matches!(self.next, Next::Asked(_)) {
             return Some(soonest);
         }
         let wait = self.current.renew_from()?.as_duration().saturating_sub(time.as_duration());
@@ -222,7 +245,7 @@ impl Renewal {
         let at = now + self.options.spread.min(left).mul_f64(fastrand::f64());
         let at = at.max(self.not_before);
         self.ask_at = Some(self.ask_at.map_or(at, |planned| planned.min(at)));
-        self.say(RenewalState::Asked);
+        self.wanted = true;
     }
 
     /// When [`Renewal::poll`] has something to do, on the monotonic clock.
@@ -245,7 +268,7 @@ impl Renewal {
         }
         match self.request() {
             Ok(request) => {
-                (self.asked, self.ask_at) = (true, None);
+                (self.wanted, self.asked, self.ask_at) = (true, true, None);
                 self.say(RenewalState::Asked);
                 self.options.steps.say("asked");
                 Some(Act::Ask(request))
@@ -314,7 +337,9 @@ impl Renewal {
     /// The gateway has refused to renew.
     pub fn not_renewed(&mut self, refusal: Option<Refusal>, detail: &str, now: Duration) {
         self.asked = false;
-        if refusal == Some(Refusal::BadMessage) && matches!(self.next, Next::Asked(_)) {
+        let tries = self.refusals.saturating_add(1);
+        let worn = refusal == Some(Refusal::BadMessage) || tries.is_multiple_of(KEY_TRIES);
+        if worn && matches!(self.next, Next::Asked(_)) {
             // A key that will not do now will not do later.
             self.next = Next::None;
             self.discard();
@@ -388,7 +413,7 @@ impl Renewal {
         self.options.steps.say("the new one is let in");
         let Unproven { key, granted: Granted { chain, pair, named }, .. } = *next;
         self.current = pair;
-        (self.refusals, self.not_before) = (0, Duration::ZERO);
+        (self.wanted, self.refusals, self.not_before) = (false, 0, Duration::ZERO);
         self.place(key, chain);
         self.status.send_modify(|status| {
             status.renewed += 1;
@@ -429,6 +454,7 @@ impl Renewal {
         self.next = Next::None;
         self.discard();
         self.not_before = now + self.options.wait(u32::MAX, fastrand::f64());
+        self.status.send_modify(|status| status.failed += 1);
         self.say(RenewalState::GivenUp(format!("certificate {serial} is not let in: {why}").into()));
     }
 
@@ -441,6 +467,7 @@ impl Renewal {
         self.not_before = now + self.options.wait(self.refusals, fastrand::f64());
         self.refusals = self.refusals.saturating_add(1);
         self.ask_at = Some(self.not_before);
+        self.status.send_modify(|status| status.failed += 1);
         self.say(RenewalState::Refused(why.into()));
     }
 

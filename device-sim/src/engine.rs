@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use doorward_client::connection::Dial;
 use doorward_client::target::Target;
+use doorward_client::{Credentials, Renew, RenewalOptions};
 use rustls::ClientConfig;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -53,6 +54,7 @@ pub(crate) struct Context {
     pub(crate) gateway: SocketAddr,
     pub(crate) answer_within: Duration,
     pub(crate) unproven_within: Duration,
+    renewal: RenewalOptions,
     began: Duration,
     connect_rate: Option<f64>,
     target: Arc<Target>,
@@ -77,8 +79,15 @@ impl Context {
         }
     }
 
-    pub(crate) fn honest_dial(&self, index: usize) -> Dial {
-        self.dial(&self.members[index].tls, self.sources.of(index))
+    pub(crate) fn honest_dial(&self, index: usize, tls: &Arc<ClientConfig>) -> Dial {
+        self.dial(tls, self.sources.of(index))
+    }
+
+    /// How a device takes what the gateway rotates.
+    pub(crate) fn renewal_of(&self, credentials: &Credentials) -> RenewalOptions {
+        let stored = self.renewal.renew == Renew::InMemory && credentials.folder().is_some();
+        let renew = if stored { Renew::Stored } else { self.renewal.renew };
+        RenewalOptions { renew, ..self.renewal.clone() }
     }
 
     /// When a device's turn to connect comes.
@@ -160,6 +169,7 @@ async fn prepare(plan: &Plan, cast: &Cast) -> Result<Arc<Context>, Failure> {
         gateway,
         answer_within: plan.answer_within,
         unproven_within: plan.unproven_within,
+        renewal: RenewalOptions { renew: plan.renew, spread: plan.renew_spread, ..RenewalOptions::default() },
         began: clock::now(),
         connect_rate: plan.connect_rate.filter(|rate| *rate > 0.0),
         target: Arc::new(target),

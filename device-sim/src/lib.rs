@@ -15,5 +15,5 @@ mod tally;
 
 pub use engine::run;
 pub use plan::{Failure, Plan, Progress, Snapshot};
-pub use report::{AttackReport, Connections, Latency, Messages, Report};
+pub use report::{AttackReport, Connections, Latency, Messages, Report, Rotation};
 pub use scenario::Scenario;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum as _};
 use device_sim::{Plan, Report, Scenario, fleet};
+use doorward_client::Renew;
 
 const EXAMPLE: &str = "Example:\n  device-sim run --devices fleet.jsonl --url wss://localhost:8443/v1/device --rate 1000 --duration 30\n\nExit codes: 0 as expected, 1 not as expected or not possible, 2 usage.";
 const LATER: [&str; 5] = ["reconnect-storm", "flapping", "slow-reader", "oversize", "slow-handshake"];
@@ -55,6 +56,13 @@ struct RunOptions {
     /// What the devices do: steady, burst, replay, forge, stolen-certificate, wrong-ca or skewed-clock.
     #[arg(long, value_name = "NAME", default_value = "steady", value_parser = scenario)]
     scenario: Scenario,
+    /// Who takes the certificates and keys that the gateway rotates: never; stored: devices of bundle folders, which keep them
+    /// there; in-memory: those of a bulk file too, whose lines end with the old ones' grace.
+    #[arg(long, value_name = "WHO", default_value = "stored", value_parser = renew)]
+    renew: Renew,
+    /// Devices that are asked to renew at once do so within this time.
+    #[arg(long, value_name = "S", default_value = "10s", value_parser = duration)]
+    renew_spread: Duration,
     /// Writes the report as JSON.
     #[arg(long, value_name = "FILE.json", value_parser = json_file)]
     report: Option<PathBuf>,
@@ -103,6 +111,15 @@ fn scenario(text: &str) -> Result<Scenario, String> {
     })
 }
 
+fn renew(text: &str) -> Result<Renew, String> {
+    match text {
+        "never" => Ok(Renew::Never),
+        "stored" => Ok(Renew::Stored),
+        "in-memory" => Ok(Renew::InMemory),
+        _ => Err("one of never, stored, in-memory".to_owned()),
+    }
+}
+
 fn json_file(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     match path.extension().and_then(|extension| extension.to_str()) {
@@ -147,6 +164,8 @@ fn run(options: RunOptions) -> anyhow::Result<Report> {
         duration: options.duration,
         connect_rate: options.connect_rate.filter(|rate| *rate > 0.0),
         source_addresses: options.source_addresses,
+        renew: options.renew,
+        renew_spread: options.renew_spread,
         progress: Some(Arc::new(|now| {
             eprintln!(
                 "up {:>6}  sent {:>9}  accepted {:>9}  refused {:>6}",

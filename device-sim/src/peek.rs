@@ -54,6 +54,17 @@ pub(crate) fn reject(frame: &str) -> Option<Reject> {
     (tagged.op == "reject").then_some(tagged.reject)
 }
 
+/// The `seq` of a device's frame, if it is a request for a certificate.
+pub(crate) fn renew(frame: &str) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Asked {
+        op: String,
+        seq: u64,
+    }
+    let asked: Asked = serde_json::from_slice(&payload(frame)?).ok()?;
+    (asked.op == "renew").then_some(asked.seq)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

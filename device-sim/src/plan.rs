@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use doorward_client::Credentials;
 use doorward_client::target::UrlError;
 use doorward_client::tls::TlsError;
+use doorward_client::{Credentials, Renew};
 use tokio_util::sync::CancellationToken;
 
 use crate::scenario::Scenario;
@@ -39,6 +39,11 @@ pub struct Plan {
     pub answer_within: Duration,
     /// How long a session that is never proven may stay: the gateway's 30 s, and some more.
     pub unproven_within: Duration,
+    /// Whether honest devices take the certificates and keys that the gateway rotates. Those of bundle folders store them
+    /// there; with [`Renew::InMemory`] those of a bulk file take them too, and what the file holds of them ends.
+    pub renew: Renew,
+    /// Devices that are asked to renew at once do so within this time.
+    pub renew_spread: Duration,
     /// Ends the sending early.
     pub cancel: CancellationToken,
     /// Told once a second.
@@ -78,6 +83,8 @@ impl Plan {
             connect_within: Duration::from_secs(30),
             answer_within: Duration::from_secs(10),
             unproven_within: Duration::from_secs(45),
+            renew: Renew::Stored,
+            renew_spread: Duration::from_secs(10),
             cancel: CancellationToken::new(),
             progress: None,
         }

@@ -37,6 +37,8 @@ pub struct Report {
     pub ack: Latency,
     /// The honest devices' messages.
     pub messages: Messages,
+    /// What the honest devices took of what the gateway rotates.
+    pub rotation: Rotation,
     /// What was tried against the gateway.
     pub attacks: Vec<AttackReport>,
     /// What went wrong on this side of the wire or on it: no refusal of the gateway's.
@@ -75,6 +77,17 @@ pub struct Messages {
     pub unsent: u64,
     /// Acknowledged messages a second.
     pub per_second: f64,
+}
+
+/// Certificates and keys that devices took in their sessions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Rotation {
+    /// Certificates that were renewed: the new one was let in.
+    pub renewed: u64,
+    /// HMAC keys.
+    pub rekeyed: u64,
+    /// Renewals that were refused or given up, and keys that could not be taken.
+    pub failed: u64,
 }
 
 /// A distribution of times, in milliseconds.
@@ -142,6 +155,11 @@ pub(crate) fn build(plan: &Plan, context: &Context, outcomes: &[Outcome], sendin
             #[expect(clippy::cast_precision_loss, reason = "a count of messages is far below 2^52")]
             per_second: accepted as f64 / sending.as_secs_f64().max(0.001),
         },
+        rotation: Rotation {
+            renewed: outcomes.iter().map(|outcome| outcome.renewed).sum(),
+            rekeyed: outcomes.iter().map(|outcome| outcome.rekeyed).sum(),
+            failed: outcomes.iter().map(|outcome| outcome.not_rotated).sum(),
+        },
         attacks: Vec::new(),
         own_errors: words.own,
     }
@@ -179,6 +197,10 @@ impl fmt::Display for Report {
         row("lost (unanswered)", self.messages.lost.to_string());
         if self.messages.unsent > 0 {
             row("not sent in time", self.messages.unsent.to_string());
+        }
+        let Rotation { renewed, rekeyed, failed } = self.rotation;
+        if self.rotation != Rotation::default() {
+            row("renewed / rekeyed / failed", format!("{renewed} / {rekeyed} / {failed}"));
         }
         for (group, words) in [
             ("refused", &self.messages.refused),

@@ -6,11 +6,15 @@
 #[path = "../../client/tests/support/mod.rs"]
 mod support;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use device_sim::{Plan, Report, Scenario, run};
+use device_sim::{Plan, Report, Rotation, Scenario, run};
+use doorward_client::Renew;
 use doorward_proto::close::Close;
 use doorward_proto::limits::Rate;
+use doorward_proto::verdict::Refusal;
+use support::renewal::Answer;
 use support::{Fault, Gateway, Setup};
 
 const DEVICES: usize = 20;
@@ -208,4 +212,52 @@ async fn skewed_clock() {
     assert!(report.messages.refused["stale"] >= 5);
     let lenient = with_fault(Scenario::SkewedClock, Fault::IgnoreTime).await;
     assert!(!lenient.met, "a gateway that tolerates a day is told so");
+}
+
+/// Asks all of them to renew, and hands each a new key, while they send.
+async fn rotated(renew: Renew) -> (Gateway, Report) {
+    let gateway = Gateway::start(Setup { devices: DEVICES, ..Setup::default() }).await;
+    gateway.renewals().asks.store(true, Ordering::SeqCst);
+    gateway.renewals().rekeys.store(true, Ordering::SeqCst);
+    let report = against(&gateway, Scenario::Steady, |plan| {
+        plan.renew = renew;
+        plan.renew_spread = Duration::from_millis(200);
+        plan.rate = Some(400.0);
+    })
+    .await;
+    (gateway, report)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn told_to_in_memory_a_fleet_takes_what_is_rotated_and_loses_nothing() {
+    let (gateway, report) = rotated(Renew::InMemory).await;
+    assert_met(&report);
+    assert_eq!(report.messages.lost, 0);
+    assert_eq!(report.rotation, Rotation { renewed: 20, rekeyed: 20, failed: 0 });
+    assert_eq!(report.connections.sessions, 40, "each came back once");
+    assert_eq!(gateway.renewals().issued(), DEVICES);
+    assert!(report.to_string().contains("20 / 20 / 0"), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_of_a_bulk_file_is_not_outlived_unless_somebody_says_so() {
+    let (gateway, report) = rotated(Renew::Stored).await;
+    assert_met(&report);
+    assert_eq!(report.rotation, Rotation::default());
+    assert_eq!(gateway.renewals().issued(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_that_is_refused_is_counted_and_is_no_refused_message() {
+    let gateway = Gateway::start(Setup { devices: 2, ..Setup::default() }).await;
+    gateway.renewals().asks.store(true, Ordering::SeqCst);
+    *gateway.renewals().answer.lock().unwrap() = Answer::Refuse(Refusal::Forbidden);
+    let report = against(&gateway, Scenario::Steady, |plan| {
+        plan.renew = Renew::InMemory;
+        plan.renew_spread = Duration::ZERO;
+    })
+    .await;
+    assert_met(&report);
+    assert_eq!(report.rotation, Rotation { failed: 2, ..Rotation::default() });
+    assert!(report.messages.refused.is_empty());
 }

@@ -110,6 +110,8 @@ pub struct CertificateStatus {
     pub current: Option<Named>,
     /// How often it has been renewed by this process.
     pub renewed: u64,
+    /// How often no certificate came of it, or one that came was given up.
+    pub failed: u64,
     /// What comes next.
     pub renewal: RenewalState,
 }

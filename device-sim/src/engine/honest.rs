@@ -1,13 +1,16 @@
 //! The life of an honest device: connect, send at its pace, come back when dropped, wait for every answer.
 
+mod rotation;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use doorward_client::connection::{ConnectError, Connection, Ended, Incoming, Phase as Step};
+use doorward_client::renewal::Renewal;
 use doorward_proto::close::Close;
-use doorward_proto::ids::MessageId;
+use doorward_proto::ids::{KeyVersion, MessageId};
 use doorward_proto::limits::Rate;
 use doorward_proto::link::{Bounds, Event, Link, Outgoing};
 use doorward_proto::time::{Moment, NumericDate};
@@ -48,12 +51,23 @@ pub(crate) struct Outcome {
     pub(crate) lost: u64,
     /// Meant and not sent.
     pub(crate) unsent: u64,
+    /// Certificates that it renewed.
+    pub(crate) renewed: u64,
+    /// Keys that it took.
+    pub(crate) rekeyed: u64,
+    /// Renewals that came to nothing, and keys that it could not take.
+    pub(crate) not_rotated: u64,
 }
 
 struct Device {
     context: Arc<Context>,
     outcome: Outcome,
     link: Link,
+    renewal: Renewal,
+    /// The newest that it signs with.
+    key: KeyVersion,
+    /// The `seq` of the last request for a certificate in this session.
+    renewing: Option<u64>,
     /// The link's clock, ahead of ours by this.
     shift: Duration,
     jumps: bool,
@@ -76,14 +90,20 @@ enum End {
     Ended(Ended),
     /// This device's own checks: the close code, and the words.
     Own(Close, String),
+    /// There is another certificate to be shown.
+    Reconnect,
 }
 
 pub(crate) async fn live(context: Arc<Context>, index: usize, place: usize, role: Role) -> Outcome {
     let credentials = &context.members[index].credentials;
+    let tls = Arc::clone(&context.members[index].tls);
     let bounds = Bounds { outbox: role.window + 8, window: role.window + 8, ..Bounds::default() };
     let mut device = Device {
         outcome: Outcome { index, ..Outcome::default() },
         link: Link::new(credentials.device().clone(), credentials.keyring(), bounds),
+        renewal: Renewal::open(credentials, tls, context.renewal_of(credentials)),
+        key: credentials.key().version(),
+        renewing: None,
         shift: LINK_BEGINS,
         jumps: role.jumps,
         pacer: Pacer::new(role.pace),
@@ -113,6 +133,7 @@ impl Device {
             let sessions = self.outcome.sessions;
             let end = self.session(&mut settled).await;
             self.link.disconnected();
+            self.renewing = None;
             if self.outcome.sessions > sessions {
                 self.context.tally.down();
                 failures = 0;
@@ -120,6 +141,12 @@ impl Device {
                 failures += 1;
             }
             let gives_up = self.note(&end);
+            if matches!(end, End::Reconnect) {
+                if self.is_over(clock::now()) {
+                    break;
+                }
+                continue;
+            }
             if !settled && (gives_up || failures >= ATTEMPTS) {
                 settled = true;
                 self.context.settle();
@@ -135,8 +162,10 @@ impl Device {
 
     /// Writes down how a session ended. `true` where there is no point in another.
     fn note(&mut self, end: &End) -> bool {
+        self.ended(end);
         let (word, gives_up) = match end {
             End::Done => return true,
+            End::Reconnect => return false,
             End::Failed(error) => {
                 self.context.tally.failed(error);
                 self.outcome.last_failure = Some(error.to_string());
@@ -145,7 +174,7 @@ impl Device {
                     ConnectError::Alert(_) | ConnectError::Untrusted(_) | ConnectError::Protocol(_) => false,
                     _ => true,
                 };
-                return !passing;
+                return !passing && !self.renewal.is_unproven();
             }
             End::Ended(ended) => (tally::end_label(ended), ended.close() == Some(Close::Revoked)),
             End::Own(_, words) => (words.clone(), false),
@@ -186,14 +215,14 @@ impl Device {
         let mut connection = {
             let Ok(_permit) = self.context.handshakes.acquire().await else { return End::Done };
             began = clock::now();
-            match self.context.honest_dial(self.outcome.index).connect().await {
+            match self.context.honest_dial(self.outcome.index, self.renewal.tls()).connect().await {
                 Ok(connection) => connection,
                 Err(error) => return End::Failed(error),
             }
         };
         let end = self.serve(&mut connection, began, settled).await;
         match end {
-            End::Done => connection.close(Close::Normal, GOODBYE).await,
+            End::Done | End::Reconnect => connection.close(Close::Normal, GOODBYE).await,
             End::Own(close, _) => connection.close(close, GOODBYE).await,
             End::Failed(_) | End::Ended(_) => {}
         }
@@ -208,6 +237,9 @@ impl Device {
                 return End::Done;
             }
             self.publish(now);
+            if self.rotates(now) {
+                return End::Reconnect;
+            }
             if let Err(ended) = self.transmit(connection).await {
                 return End::Ended(ended);
             }
@@ -271,6 +303,7 @@ impl Device {
     async fn transmit(&mut self, connection: &mut Connection) -> Result<(), Ended> {
         let mut fed = false;
         while let Some(frame) = self.link.transmit(self.moment()) {
+            self.note_request(&frame);
             connection.feed(frame).await?;
             fed = true;
         }
@@ -282,6 +315,9 @@ impl Device {
         let link = self.link.deadline().map_or(Duration::MAX, |at| at.saturating_sub(self.shift));
         // A retry may be due while the window is full: looking again is paced.
         let mut next = link.max(now + Duration::from_millis(10));
+        if let Some(at) = self.renewal.deadline() {
+            next = next.min(at);
+        }
         match *self.phase.borrow() {
             Phase::Connecting => {}
             Phase::Sending(_) => {
@@ -331,18 +367,20 @@ impl Device {
         self.link.receive(frame, moment).map_err(|violation| {
             End::Own(Close::DeviceCheck, format!("the device's check failed: {violation}"))
         })?;
-        if let Some(reject) = peek::reject(frame) {
+        if let Some(reject) = peek::reject(frame).filter(|reject| !self.is_of_renewal(reject)) {
             self.context.tally.refused(&reject.error);
             let count = self.outcome.refused.len();
             if count < 32 || self.outcome.refused.contains_key(&reject.error) {
                 *self.outcome.refused.entry(reject.error).or_default() += 1;
             }
         }
+        let mut reconnect = false;
         while let Some(event) = self.link.poll() {
             match event {
                 Event::Welcome(welcome) => {
                     self.outcome.sessions += 1;
                     self.context.tally.welcomed(clock::now().saturating_sub(began));
+                    self.renewal.welcomed(&welcome, self.gateway_time(), clock::now());
                     if std::mem::take(&mut self.jumps) {
                         self.shift += seconds((welcome.max_skew * 2.0).max(300.0));
                         // The jump is the device's, not a silence of the gateway.
@@ -356,10 +394,10 @@ impl Device {
                 }
                 Event::Refused { id, .. } => drop(self.answered(&id)),
                 Event::Bye(bye) => self.retry_after = bye.retry_after.map(Duration::from_secs),
-                _ => {}
+                other => reconnect |= self.rotation(other),
             }
         }
-        Ok(())
+        if reconnect { Err(End::Reconnect) } else { Ok(()) }
     }
 
     fn answered(&mut self, id: &MessageId) -> Option<Duration> {
@@ -374,6 +412,7 @@ impl Device {
     }
 
     fn finish(mut self) -> Outcome {
+        self.count_rotation();
         self.outcome.lost = u64::try_from(self.awaiting.len()).unwrap_or(u64::MAX);
         if let Phase::Draining { ended, .. } = *self.phase.borrow() {
             // Without a session there was no rate: those messages were never meant.
