@@ -300,6 +300,11 @@ impl Credentials {
     pub(crate) fn take_key(&mut self, key: Key) {
         self.key = key;
     }
+
+    /// The pair that holds from now on: the one before is wiped.
+    pub(crate) fn take_identity(&mut self, identity: Arc<Identity>) {
+        self.identity = identity;
+    }
 }
 
 fn form(place: String, reason: String, hint: &'static str) -> CredentialsError {

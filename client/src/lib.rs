@@ -18,6 +18,10 @@
 //! # }
 //! ```
 //!
+//! A device that was loaded from a folder renews its certificate by itself, when it is asked to or two thirds of the
+//! lifetime are over, and keeps both pairs until the new one has been let in: see [`renewal`]. [`Device::certificate`] tells
+//! how that goes.
+//!
 //! [`Device`] is all that most programs need. Below it lie [`connection`], one connection and what can go wrong with
 //! it, and `doorward_proto::link`, the protocol without I/O.
 

@@ -30,7 +30,7 @@ pub use options::{CertificateStatus, Named, Renew, RenewalOptions, RenewalState,
 use pair::{Granted, Pair};
 
 use crate::connection::{ConnectError, Ended};
-use crate::credentials::{Credentials, NewKey, Store};
+use crate::credentials::{Credentials, Identity, NewKey, Store};
 use crate::tls;
 
 /// A key that was refused this often is thrown away, whatever the reason was said to be: perhaps it is the reason.
@@ -186,6 +186,10 @@ impl Renewal {
             Next::Unproven(next) if self.shows_next => &next.granted.pair.tls,
             _ => &self.current.tls,
         }
+    }
+
+    pub(crate) fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.current.identity)
     }
 
     /// Whether there is a new pair that has still to be let in: a refusal is not the last word then.

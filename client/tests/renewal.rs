@@ -215,29 +215,28 @@ async fn while_neither_is_let_in_both_are_kept_and_either_brings_it_back() {
     }
 }
 
+async fn is_of_no_use(answer: Answer, words: &str) {
+    let scene = Scene::new().await;
+    scene.answers(answer);
+    let device = scene.device();
+    let refused = |status: &CertificateStatus| matches!(&status.renewal, RenewalState::Refused(why) if why.contains(words));
+    status(&device, words, refused).await;
+    publishes(&device, 1).await;
+    assert_eq!(scene.turned_away(), 0, "{answer:?}");
+    scene.answers(Answer::Sign);
+    renewed(&device).await;
+    publishes(&device, 2).await;
+    scene.is_renewed();
+}
+
 #[tokio::test]
 async fn a_certificate_that_cannot_be_used_is_not_kept_and_another_key_is_made() {
-    for (answer, words) in [
-        (Answer::ForAnotherDevice, "it is for 'another'"),
-        (Answer::ForAnotherKey, "cannot be used"),
-        (Answer::Expired, "expired"),
-        (Answer::Rubbish, "no certificate"),
-    ] {
-        let scene = Scene::new().await;
-        scene.answers(answer);
-        let device = scene.device();
-        let refused = |status: &CertificateStatus| match &status.renewal {
-            RenewalState::Refused(why) => why.contains(words),
-            _ => false,
-        };
-        status(&device, words, refused).await;
-        publishes(&device, 1).await;
-        assert_eq!(scene.turned_away(), 0, "{answer:?}");
-        scene.answers(Answer::Sign);
-        renewed(&device).await;
-        publishes(&device, 2).await;
-        scene.is_renewed();
-    }
+    tokio::join!(
+        is_of_no_use(Answer::ForAnotherDevice, "it is for 'another'"),
+        is_of_no_use(Answer::ForAnotherKey, "cannot be used"),
+        is_of_no_use(Answer::Expired, "expired"),
+        is_of_no_use(Answer::Rubbish, "no certificate"),
+    );
 }
 
 #[tokio::test]

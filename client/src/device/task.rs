@@ -296,6 +296,7 @@ impl Task {
                 Event::Welcome(welcome) => {
                     self.welcomed = Some(now.monotonic);
                     self.renewal.welcomed(&welcome, time, now.monotonic);
+                    self.credentials.take_identity(self.renewal.identity());
                     self.out.state.send_replace(State::Connected(Box::new(welcome)));
                 }
                 Event::Limits(welcome) => {
