@@ -1,5 +1,7 @@
 //! The whole path, with the programs as they are shipped: commands, a gateway's process, devices that are not its own.
 
+mod renewal;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
