@@ -7,6 +7,7 @@ mod support;
 
 use std::path::PathBuf;
 use std::process::Output;
+use std::sync::atomic::Ordering;
 
 use support::{Gateway, Setup};
 
@@ -69,6 +70,36 @@ async fn a_run_prints_a_table_writes_a_report_and_exits_by_it() {
     std::fs::remove_file(report).unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_of_bundle_folders_keep_what_they_renew_and_those_of_lines_are_told_to() {
+    let gateway = Gateway::start(Setup { devices: 1, ..Setup::default() }).await;
+    gateway.renewals().asks.store(true, Ordering::SeqCst);
+    let (url, folder) = (gateway.url(), tempfile::tempdir().unwrap());
+    support::bundle::write(&gateway, 0, folder.path());
+    let bundle = folder.path().to_str().unwrap().to_owned();
+    let lines = write_fleet(&gateway, "renewed.jsonl");
+    let before = std::fs::read(folder.path().join("device.crt")).unwrap();
+    let renewed = async |devices: &str, renew: &[&str]| {
+        let words =
+            ["run", "--devices", devices, "--url", &url, "--duration", "1s", "--renew-spread", "0", "--json"];
+        let (code, out, err) = device_sim(&[&words[..], renew].concat()).await;
+        assert_eq!(code, 0, "{out}{err}");
+        let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+        report["rotation"]["renewed"].as_u64().unwrap()
+    };
+    let lines = lines.to_str().unwrap();
+    assert_eq!(renewed(lines, &[]).await, 0);
+    assert_eq!(renewed(&bundle, &["--renew", "never"]).await, 0);
+    assert!(std::fs::read(folder.path().join("device.crt")).unwrap() == before);
+    assert_eq!(renewed(&bundle, &["--renew", "in-memory"]).await, 1, "stored all the same");
+    assert!(std::fs::read(folder.path().join("device.crt")).unwrap() != before);
+    assert_eq!(renewed(&bundle, &[]).await, 0, "it comes back by the new one, which nobody asks to renew");
+    // Its line is worth nothing any more.
+    let (code, ..) = device_sim(&["run", "--devices", lines, "--url", &url, "--duration", "100ms"]).await;
+    assert_eq!(code, 1);
+    std::fs::remove_file(lines).unwrap();
+}
+
 #[tokio::test]
 async fn what_is_not_there_is_said() {
     let run = ["run", "--devices", "/nowhere.jsonl", "--url", "wss://localhost"];
@@ -82,6 +113,7 @@ async fn what_is_not_there_is_said() {
         ("--duration", "1y", "a duration is"),
         ("--rate", "-1", "at least 0"),
         ("--window", "0", "0"),
+        ("--renew", "always", "one of never, stored, in-memory"),
     ] {
         let option = format!("{option}={value}");
         let (code, _, err) = device_sim(&[&run[..], &[&option]].concat()).await;
