@@ -1,4 +1,4 @@
-//! A device is killed at every step of its renewal, and always comes back.
+//! A device is killed at every step of its renewal, while it is handed a new key as well, and always comes back.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is a test")]
 
@@ -105,6 +105,7 @@ fn a_device_of_its_own() {
 async fn killed_at(step: usize) -> Ran {
     let gateway = Gateway::start(Setup { devices: 1, ..Setup::default() }).await;
     gateway.renewals().asks.store(true, Ordering::SeqCst);
+    gateway.renewals().rekeys.store(true, Ordering::SeqCst);
     let bundle = tempfile::tempdir().unwrap();
     bundle::write(&gateway, 0, bundle.path());
     let (folder, first) = (bundle.path().to_owned(), serial(bundle.path()));
@@ -126,6 +127,8 @@ async fn killed_at(step: usize) -> Ran {
         assert!(stored.contains(acked), "step {step}: {acked} is not among {stored:?}");
     }
     assert_eq!(names(bundle.path()), WHOLE, "step {step}");
+    let key = Credentials::load(bundle.path()).unwrap().key().version();
+    assert_eq!(key.get(), 2, "step {step}: the key that came meanwhile is there, too");
     assert!(gateway.renewals().generation(0) > 0, "step {step}: the new one has proven itself");
     assert_eq!(gateway.renewals().issued(), 1, "step {step}: one key, whatever happened");
     killed

@@ -51,6 +51,7 @@ pub async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) {
         return;
     }
     let revoked = shared.revoked.lock().unwrap().contains(shared.records[device].id.as_str());
+    let mut holds_second = false;
     #[expect(clippy::result_large_err, reason = "tungstenite's own type")]
     let judge = |request: &Request, mut response: Response| {
         let refuse = |status: u16, word: &str| {
@@ -74,6 +75,7 @@ pub async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) {
         if request.uri().path() != doorward_proto::PATH {
             return refuse(404, "not-found");
         }
+        holds_second = request.uri().query() == Some("key=2");
         let protocol = request.headers().get("sec-websocket-protocol").and_then(|value| value.to_str().ok());
         if protocol != Some(doorward_proto::SUBPROTOCOL) {
             return refuse(400, "malformed");
@@ -82,7 +84,7 @@ pub async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) {
         Ok(response)
     };
     let Ok(socket) = tokio_tungstenite::accept_hdr_async(tls, judge).await else { return };
-    Serving::new(socket, shared, (device, generation)).run().await;
+    Serving::new(socket, shared, (device, generation), holds_second).run().await;
 }
 
 struct Serving {
@@ -99,7 +101,12 @@ struct Serving {
 }
 
 impl Serving {
-    fn new(socket: WebSocketStream<TlsStream<TcpStream>>, shared: Arc<Shared>, by: (usize, usize)) -> Self {
+    fn new(
+        socket: WebSocketStream<TlsStream<TcpStream>>,
+        shared: Arc<Shared>,
+        by: (usize, usize),
+        holds_second: bool,
+    ) -> Self {
         let (device, generation) = by;
         let record = &shared.records[device];
         let mut keyring = Keyring::default();
@@ -124,7 +131,7 @@ impl Serving {
             pending: None,
         };
         let now = clock::now();
-        let grant = shared.renewals.grant(grant, generation, now);
+        let grant = shared.renewals.grant(grant, generation, holds_second, now);
         let session =
             Session::open(grant.clone(), Arc::clone(&shared.settings), fastrand::u128(..).to_be_bytes(), now);
         let id = record.id.to_string();

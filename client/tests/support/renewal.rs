@@ -113,14 +113,15 @@ impl Renewals {
     }
 
     /// What holds for a session by this certificate.
-    pub fn grant(&self, mut grant: Grant, generation: usize, now: Moment) -> Grant {
+    pub fn grant(&self, mut grant: Grant, generation: usize, holds_second: bool, now: Moment) -> Grant {
         let first = generation == 0;
         let late = first && self.late.load(Ordering::SeqCst);
         let asks = first && self.asks.load(Ordering::SeqCst);
         if self.rekeys.load(Ordering::SeqCst) {
             let (version, key) = (KeyVersion::from_number(2).unwrap(), [99; 32]);
             grant.keyring.add(Key::new(version, &key), None);
-            if self.rekeyed.load(Ordering::SeqCst) {
+            // a device that holds the second alone says so.
+            if holds_second || self.rekeyed.load(Ordering::SeqCst) {
                 grant.signer = Key::new(version, &key);
             } else {
                 let pending = PendingKey { version, key: key.into(), grace: Duration::from_secs(60) };
