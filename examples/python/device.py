@@ -96,7 +96,8 @@ def session(files, todo, may_renew):
     kid, key = str(config["key"]["version"]), base64.urlsafe_b64decode(config["key"]["hmac"] + "=")
     link = {"me": config["device"], "kid": kid, "key": key, "heard": 0, "sent": 0}
     url = f"{args.url or config['url']}?key={kid}"  # have the session signed with the version that we hold
-    with connect(url, ssl=tls, subprotocols=["doorward.v1.jws"], compression=None) as socket, closing(socket):
+    options = {"subprotocols": ["doorward.v1.jws"], "compression": None, "open_timeout": 30}
+    with connect(url, ssl=tls, **options) as socket, closing(socket):
         return talk(socket, link, todo, files[1] is None, may_renew)
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -124,13 +125,15 @@ while again:
         except InvalidStatus as error:
             problem = json.loads(error.response.body or b"{}")
             kind = problem.get("type", "").removeprefix("urn:doorward:problem:")
+            words = f"refused with {error.response.status_code}: {problem.get('detail')}"
             if not (others and kind.startswith("certificate-")):
-                words = f"refused with {error.response.status_code}: {problem.get('detail')}"
                 stop(words, 3 if kind == "device-revoked" else 1)
         except ConnectionClosed as error:
-            code = error.rcvd.code if error.rcvd else None
+            code, words = error.rcvd.code if error.rcvd else None, f"closed: {error}"
             if not (others and code in (4001, 4004)):
-                stop(f"closed: {error}", 3 if code == 4003 else 1)
+                stop(words, 3 if code == 4003 else 1)
         except (OSError, InvalidHandshake) as error:
+            words = f"no connection, or no answer: {error}"
             if not others:
-                stop(f"no connection, or no answer: {error}", 1)
+                stop(words, 1)
+        print("not let in by the new certificate, trying the old one:", words, file=sys.stderr)

@@ -178,7 +178,10 @@ async fn whichever_of_two_certificates_is_revoked_the_other_lets_it_in(_: Databa
                 within("its end", status.wait_for(over)).await.unwrap();
                 live.close().await;
             } else {
-                let ran = device_py(&desk, &gateway, &[&format!("home/devices/{device}"), "2"]).done();
+                let ran = device_py(&desk, &gateway, &[&format!("home/devices/{device}"), "2"]);
+                if ran.code != Some(0) {
+                    panic!("{ran:#?} {}", gateway.ended_by("TERM"));
+                }
                 assert_eq!(ran.out.lines().filter(|line| line.starts_with("stored ")).count(), 2, "{ran:#?}");
                 assert_eq!(ran.out.contains("renewed"), device == taken, "{ran:#?}");
             }
