@@ -65,16 +65,19 @@ pub(super) async fn read(registry: &Postgres, position: &mut Position) -> Result
              WHERE NOT EXISTS (SELECT FROM unnest($2::bigint[]) AS seen (id) WHERE seen.id = c.id)
              ORDER BY c.xid, c.id
              LIMIT $4
-         )
-         SELECT s.whole, s.xmin::text::bigint AS xmin, s.xmax::text::bigint AS xmax,
-                s.xmin < s.low
+         ), judged AS MATERIALIZED (
+             -- Once, and not for each row that is read.
+             SELECT s.*, s.xmin < s.low
                     OR EXISTS (SELECT FROM feed WHERE pruned >= s.low AND pruned < s.xmax AND pruned <> '0')
                     OR (SELECT last_value FROM changes_id_seq) < $3
                     OR EXISTS (SELECT FROM changes c WHERE c.id > $3 AND c.xid < s.low)
                     OR (NOT EXISTS (SELECT FROM changes c WHERE c.id = $6 AND c.xid = $5::text::xid8)
-                        AND EXISTS (SELECT FROM feed WHERE pruned < $5::text::xid8)) AS gap,
+                        AND EXISTS (SELECT FROM feed WHERE pruned < $5::text::xid8)) AS gap
+             FROM snapshot s
+         )
+         SELECT s.whole, s.xmin::text::bigint AS xmin, s.xmax::text::bigint AS xmax, s.gap,
                 f.id, f.xid::text::bigint AS xid, f.kind, f.subject, f.age
-         FROM snapshot s LEFT JOIN fresh f ON true
+         FROM judged s LEFT JOIN fresh f ON true
          ORDER BY f.xid, f.id",
     )
     .bind(position.low.to_string())
