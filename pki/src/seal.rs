@@ -212,6 +212,13 @@ impl fmt::Debug for MasterKey {
     }
 }
 
+/// The id of the master key that sealed this, in hex; `None` where it is no sealed key of ours at all.
+#[must_use]
+pub fn sealed_with(sealed: &[u8]) -> Option<String> {
+    let ours = sealed.len() == SEALED_BYTES && sealed.first() == Some(&FORMAT);
+    ours.then(|| crate::hex::encode(&sealed[1..=KEY_ID_BYTES]))
+}
+
 /// What the tag vouches for beside the key: the purpose, format and master key, version, and device. The one part of
 /// varying length comes last, so that no two of these texts are equal.
 fn associated_data(name: &[u8], device: &DeviceId, version: KeyVersion) -> Vec<u8> {
@@ -245,6 +252,8 @@ mod tests {
         assert!(!sealed.windows(8).any(|bytes| bytes == [0xa7; 8]), "the key is not in clear");
         assert_eq!(*master().open(&device_id("press-7"), version(3), &sealed).unwrap(), SECRET);
         assert_ne!(sealed, master().seal(&device_id("press-7"), version(3), &SECRET, [6; 12]));
+        assert_eq!(sealed_with(&sealed), Some(master().id()));
+        assert_eq!((sealed_with(&sealed[1..]), sealed_with(&[0; SEALED_BYTES])), (None, None));
     }
 
     #[test]

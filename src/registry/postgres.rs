@@ -4,6 +4,7 @@ mod admission;
 mod audit;
 mod certificates;
 mod crl;
+mod custody;
 mod devices;
 mod error;
 mod feed;

@@ -11,7 +11,8 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{Database, SqlSafeStr};
 
 use super::{
-    Act, CertificateStatus, Change, Claim, Credential, DeviceStatus, Done, Fate, IssuerUse, KeyState, MemberState, NewDevice, NewMessage, RegistryError, Result, RotationState, SchemaError, Share,
+    Act, CertificateStatus, Change, Claim, Credential, DeviceStatus, Done, Fate, IssuerUse, KeyState,
+    MemberState, NewDevice, NewMessage, RegistryError, Result, RotationState, SchemaError, Share,
 };
 
 /// How often a transaction that lost against another is tried.

@@ -6,6 +6,7 @@ mod admission;
 mod audit;
 mod certificates;
 mod crl;
+mod custody;
 mod devices;
 mod error;
 mod feed;
@@ -40,7 +41,9 @@ use super::shared::{ATTEMPTS, Phase, within};
 use super::{
     Access, Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter,
     CertificateRecord, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet,
-    GatewayStatus, IssuerUse, Mark, MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News, NumberedCrl, OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Records, Registry, RegistryError, Renewal, Result, RevokedCertificate, RevokedCertificates, RevokedFilter, Rotations, StoredMessage,
+    GatewayStatus, IssuerUse, Mark, MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News,
+    NumberedCrl, OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Records, Registry, RegistryError,
+    Renewal, Result, RevokedCertificate, RevokedCertificates, RevokedFilter, Rotations, StoredMessage,
 };
 
 const READERS: u32 = 4;

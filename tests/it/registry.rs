@@ -3,6 +3,7 @@
 
 mod audit;
 mod crl;
+mod custody;
 mod devices;
 mod feed;
 mod issuers;

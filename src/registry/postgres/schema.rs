@@ -19,6 +19,7 @@ fn migrations() -> Migrator {
         ("rotation", include_str!("../../../migrations/postgres/0008_rotation.sql")),
         ("renewals", include_str!("../../../migrations/postgres/0009_renewals.sql")),
         ("rotations", include_str!("../../../migrations/postgres/0010_rotations.sql")),
+        ("custody", include_str!("../../../migrations/postgres/0011_custody.sql")),
     ]);
     migrator.create_schema("doorward");
     migrator

@@ -5,13 +5,15 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::super::shared::{Phase, revoked};
 use super::super::{Acted, DeviceStatus, Done, NewKey, RegistryError, Result};
-use super::{Sqlite, audit, devices, error};
+use super::{Sqlite, audit, custody, devices, error};
 
 pub(super) async fn add(registry: &Sqlite, phase: &Phase, id: &DeviceId, key: &NewKey) -> Result<Acted> {
     let mut transaction = audit::begin(registry).await?;
     if devices::lock(&mut transaction, id).await? == DeviceStatus::Revoked {
         return Err(revoked(id));
     }
+    // Its trigger's refusal would look like that of a version that is taken.
+    custody::may_seal(&mut transaction, &key.sealed).await?;
     let at_once = key.grace.is_zero();
     if at_once {
         sqlx::query("UPDATE hmac_keys SET state = 'retired', grace_until = NULL WHERE device = ?1 AND state <> 'retired'")

@@ -19,6 +19,7 @@ fn migrations() -> Migrator {
         ("rotation", include_str!("../../../migrations/sqlite/0008_rotation.sql")),
         ("renewals", include_str!("../../../migrations/sqlite/0009_renewals.sql")),
         ("rotations", include_str!("../../../migrations/sqlite/0010_rotations.sql")),
+        ("custody", include_str!("../../../migrations/sqlite/0011_custody.sql")),
     ])
 }
 

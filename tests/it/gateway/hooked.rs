@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use doorward::config::Config;
+use doorward::registry::custody::{Custody, Holder, KeyRow, MasterKeyUse, Resealed};
 use doorward::registry::renewals::{
     Decision, NewRequest, Renewals, RequestSummary, Requested, Shown, WaitingRequest,
 };
@@ -18,7 +19,7 @@ use doorward::registry::{
     Rotations, StoredMessage,
 };
 use doorward_pki::Fingerprint;
-use doorward_proto::ids::{DeviceId, FleetId};
+use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
@@ -338,5 +339,35 @@ impl Renewals for Hooked {
 
     async fn decide_requests(&self, decisions: &[(i64, Decision)]) -> Result<Vec<Option<String>>> {
         self.asked()?.decide_requests(decisions).await
+    }
+}
+
+#[async_trait]
+impl Custody for Hooked {
+    async fn note_master_keys(&self, name: &str, instance: &str, ids: &[String]) -> Result<bool> {
+        self.asked()?.note_master_keys(name, instance, ids).await
+    }
+    async fn master_key_holders(&self) -> Result<Vec<Holder>> {
+        self.asked()?.master_key_holders().await
+    }
+    async fn master_keys(&self) -> Result<MasterKeyUse> {
+        self.asked()?.master_keys().await
+    }
+    async fn begin_rewrap(&self, next: &str) -> Result<Option<String>> {
+        self.asked()?.begin_rewrap(next).await
+    }
+    async fn not_sealed_by(
+        &self,
+        id: &str,
+        after: Option<&(DeviceId, KeyVersion)>,
+        limit: u32,
+    ) -> Result<Vec<KeyRow>> {
+        self.asked()?.not_sealed_by(id, after, limit).await
+    }
+    async fn reseal(&self, keys: &[Resealed]) -> Result<u64> {
+        self.asked()?.reseal(keys).await
+    }
+    async fn finish_rewrap(&self, old: &str, next: &str, most: u64) -> Result<u64> {
+        self.asked()?.finish_rewrap(old, next, most).await
     }
 }
