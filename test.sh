@@ -32,6 +32,14 @@ if ! cmp -s examples/python/requirements.txt "$venv/requirements.txt"; then
     cp examples/python/requirements.txt "$venv/"
 fi
 
+# The linter for certificates, by hash. It is no part of the product.
+lint=target/venv-lint
+if ! cmp -s tests/requirements.txt "$lint/requirements.txt"; then
+    python3 -m venv --clear "$lint"
+    "$lint/bin/pip" install -q --disable-pip-version-check --require-hashes --only-binary=:all: -r tests/requirements.txt
+    cp tests/requirements.txt "$lint/"
+fi
+
 # Thousands of descriptors, where they are to be had.
 ulimit -n "$(ulimit -Hn)" || true
 
