@@ -4,12 +4,13 @@
 mod audit;
 mod bulk;
 mod bundle;
-mod cas;
 mod campaign;
+mod cas;
 mod cert;
 mod completions;
 mod config;
 mod crl;
+mod custody;
 mod demo;
 mod device;
 mod failure;
@@ -23,6 +24,7 @@ mod output;
 mod pki;
 mod receipt;
 mod renew_cert;
+mod rewrap;
 mod rotate;
 mod rotation;
 mod session;
@@ -32,10 +34,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
-use zeroize::Zeroizing;
 
 use crate::config::Config;
-use crate::home::{self, FileError, Home};
+use crate::home::Home;
 use crate::registry::{self, Access, DatabaseUrl, Registry};
 
 use failure::{Failure, Outcome};
@@ -63,9 +64,13 @@ struct Shared {
     /// One JSON value on standard output
     #[arg(long, global = true)]
     json: bool,
-    /// The passphrase of the CA keys, in the first line of a file
+    /// The passphrase of the CA keys, in the first line of a file; the systemd credential doorward-ca-passphrase or the
+    /// variable DOORWARD_CA_PASSPHRASE may hold it instead
     #[arg(long, global = true, env = "DOORWARD_PASSPHRASE_FILE", value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
+    /// Secrets that the process was handed are not this command's
+    #[arg(skip)]
+    own_secrets: bool,
 }
 
 #[derive(Subcommand, Debug)]
@@ -89,7 +94,7 @@ enum Command {
     /// Certificates of devices
     #[command(subcommand)]
     Cert(cert::Cert),
-    /// The CAs of the home: move the root away, replace the issuing CA, take one that was signed elsewhere
+    /// The CAs and the master key of the home: move the root away, replace the issuing CA or the master key
     #[command(subcommand)]
     Pki(pki::Pki),
     /// New credentials for whole fleets, in waves
@@ -198,16 +203,5 @@ impl Shared {
             Err(error) => Err(error),
         };
         opened.map_err(|error| Failure::registry_at(&url, error))
-    }
-
-    fn passphrase(&self) -> Result<Option<Zeroizing<Vec<u8>>>, Failure> {
-        let Some(path) = &self.passphrase_file else { return Ok(None) };
-        let text = home::read_secret(path).map_err(|error| match error {
-            FileError::Missing(_) => Failure::new(format!("the passphrase file {error}")),
-            other => other.into(),
-        })?;
-        let passphrase = doorward_pki::key_file::passphrase(&text)
-            .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-        Ok(Some(Zeroizing::new(passphrase.as_bytes().to_vec())))
     }
 }

@@ -2,6 +2,7 @@
 
 mod confirm;
 mod credentials;
+mod custody;
 mod follow;
 mod live;
 pub(crate) mod mailbox;
@@ -30,7 +31,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use doorward_pki::seal::MasterKey;
 use doorward_proto::close::Close;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
@@ -42,6 +42,7 @@ use tracing::{error, info, warn};
 use crate::config::Config;
 use crate::home::{self, FileError, Home};
 use crate::identity::Granter;
+use crate::master::MasterKeys;
 use crate::metrics::Counters;
 use crate::registry::cache::{Cache, Stuck};
 use crate::registry::lookups::Lookups;
@@ -139,7 +140,7 @@ impl Gateway {
         config: Config,
         home: Home,
         registry: Arc<dyn Registry>,
-        master: MasterKey,
+        master: impl Into<MasterKeys>,
     ) -> Result<Arc<Self>, StartError> {
         // Before anything is read: what is written meanwhile is a change.
         let looked_at = LookedAt::new(&config, &home);
@@ -168,7 +169,7 @@ impl Gateway {
             cache,
             sight: Arc::new(Sight::new(config.registry.max_staleness.0)),
             registry,
-            granter: Granter::new(master, live.own()),
+            granter: Granter::new(Arc::new(master.into()), live.own()),
             sessions: Sessions::default(),
             routes: Arc::new(Routes::default()),
             sink,
@@ -321,6 +322,7 @@ pub async fn serve(
     parts.spawn(ends(upkeep::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(renewals::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(credentials::run(Arc::clone(&gateway), stop.clone())));
+    parts.spawn(ends(custody::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(witness::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(watch::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(own::run(Arc::clone(&gateway), stop.clone())));

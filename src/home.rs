@@ -14,6 +14,9 @@ pub const PUBLIC: u32 = 0o644;
 /// So long before a CA ends, whoever runs it is told at every occasion.
 pub const CA_ENDS_SOON: time::Duration = time::Duration::days(90);
 
+/// No secret of ours is as long; a device file named by mistake would have no end.
+const MAX_SECRET_BYTES: u64 = 1 << 20;
+
 /// Why a file of the home cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
@@ -110,16 +113,36 @@ pub fn read(path: &Path) -> Result<String, FileError> {
 /// # Errors
 /// [`FileError`] naming it, and the command that mends its mode.
 pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, FileError> {
-    let mut file = File::open(path).map_err(|source| not_read(path, source))?;
+    read_closed(path, 0o077)
+}
+
+/// Reads a credential that a service manager has put down for this process alone. Where it lets the service's user in by an
+/// access control list, the list's mask stands in the group's place of the mode (acl(5)): 0440 is as closed as 0400.
+///
+/// # Errors
+/// As for [`read_secret`].
+pub fn read_credential(path: &Path) -> Result<Zeroizing<String>, FileError> {
+    read_closed(path, 0o037)
+}
+
+fn read_closed(path: &Path, open: u32) -> Result<Zeroizing<String>, FileError> {
+    let file = File::open(path).map_err(|source| not_read(path, source))?;
     let metadata = file.metadata().map_err(|source| not_read(path, source))?;
     let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
+    if mode & open != 0 {
         return Err(FileError::Open { path: path.to_owned(), mode });
     }
     // Room for the whole file at once, so that no half-grown copy of the secret is left behind unwiped.
-    let mut text = Zeroizing::new(String::with_capacity(usize::try_from(metadata.len()).unwrap_or(0) + 1));
-    io::Read::read_to_string(&mut file, &mut text).map_err(|source| not_read(path, source))?;
-    Ok(text)
+    let room = usize::try_from(metadata.len().min(MAX_SECRET_BYTES)).unwrap_or(0) + 1;
+    let mut text = Zeroizing::new(String::with_capacity(room));
+    let read = io::Read::read_to_string(&mut io::Read::take(file, MAX_SECRET_BYTES + 1), &mut text);
+    match read {
+        Ok(bytes) if bytes as u64 > MAX_SECRET_BYTES => {
+            let source = io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than any secret");
+            Err(not_read(path, source))
+        }
+        other => other.map(|_| text).map_err(|source| not_read(path, source)),
+    }
 }
 
 /// Makes a folder (mode 0700) and its parents. One that is there keeps its mode.

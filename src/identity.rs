@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use doorward_pki::identity::{Fingerprint, Leaf, printable};
-use doorward_pki::seal::MasterKey;
 use doorward_proto::close::Close;
 use doorward_proto::ids::{FleetId, KeyVersion};
 use doorward_proto::key::{Key, Keyring};
@@ -17,6 +16,7 @@ use doorward_proto::session::{Grant, PendingKey};
 use doorward_proto::time::NumericDate;
 
 use crate::clock;
+use crate::master::MasterKeys;
 use crate::registry::{CertificateStatus, DeviceStatus, KeyState, Record};
 
 /// Why a device is not let in: the `type` of the problem document.
@@ -248,14 +248,14 @@ impl Rules {
 
 /// Turns records into what sessions work with. A fleet's rules are read once and shared.
 pub(crate) struct Granter {
-    pub(crate) master: MasterKey,
+    pub(crate) master: Arc<MasterKeys>,
     own: ArcSwap<Own>,
     /// One for each fleet that was seen: bounded by the registry's fleets.
     rules: Mutex<HashMap<FleetId, Rules>>,
 }
 
 impl Granter {
-    pub(crate) fn new(master: MasterKey, own: Own) -> Self {
+    pub(crate) fn new(master: Arc<MasterKeys>, own: Own) -> Self {
         Self { master, own: ArcSwap::from_pointee(own), rules: Mutex::default() }
     }
 

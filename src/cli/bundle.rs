@@ -8,7 +8,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::failure::{Failure, Outcome};
-use super::issue::{self, Issuer};
+use super::issue::Issuer;
 use super::{Shared, device, output};
 use crate::home::{self, FileError, PUBLIC, SECRET};
 use crate::registry::{CertificateStatus, DeviceDetail, DeviceStatus, KeyState};
@@ -59,7 +59,7 @@ pub(super) fn write_with(
     let Some(key) = key else {
         return Err(Failure::refused(format!("device '{id}' has no key that holds")));
     };
-    let master = issue::master_key(&shared.home())?;
+    let master = shared.master_keys()?;
     let hmac = master.open(id, key.version, &key.sealed).map_err(|error| {
         Failure::new(error.to_string()).next("use the home whose master.key the device was added with")
     })?;

@@ -8,14 +8,14 @@ mod step;
 use std::time::Duration;
 
 use clap::Args;
-use doorward_pki::MasterKey;
 use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::failure::{Failure, Outcome};
-use super::{Shared, device, issue, output, rotate, rotation};
+use super::{Shared, device, output, rotate, rotation};
 use crate::gateway::SEEN_EVERY;
+use crate::master::MasterKeys;
 use crate::registry::{
     Beat, Candidate, Credential, Lease, NewKey, NewRotation, Progress, Registry, RegistryError, Rotation,
     RotationState, Share,
@@ -62,7 +62,7 @@ pub(super) struct Campaign {
 /// What devices are asked with.
 pub(super) enum Asking {
     /// New keys, which this seals.
-    Keys(MasterKey),
+    Keys(MasterKeys),
     /// To renew, which an issuer answers.
     Renewal,
 }
@@ -70,7 +70,7 @@ pub(super) enum Asking {
 impl Asking {
     pub(super) fn load(shared: &Shared, what: Credential) -> Result<Self, Failure> {
         match what {
-            Credential::Key => Ok(Self::Keys(issue::master_key(&shared.home())?)),
+            Credential::Key => Ok(Self::Keys(shared.master_keys()?)),
             Credential::Certificate => Ok(Self::Renewal),
         }
     }
@@ -372,7 +372,7 @@ impl Driver<'_> {
 
 /// A new key for each of these devices that has none pending.
 fn new_keys(
-    master: &MasterKey,
+    master: &MasterKeys,
     candidates: &[Candidate],
     grace: Duration,
 ) -> Result<Vec<(DeviceId, Option<NewKey>)>, Failure> {

@@ -168,7 +168,7 @@ pub(super) fn public_key(pem: &str, path: &Path) -> Result<Vec<u8>, Failure> {
 /// Writes a CA key that is not there: under the passphrase, if one is given.
 pub(super) fn write_key(path: &Path, pem: &Zeroizing<String>, shared: &Shared) -> Outcome {
     let Some(passphrase) = shared.passphrase()? else { return Ok(home::write_new(path, pem, home::SECRET)?) };
-    let encrypted = key_file::encrypt(pem, &passphrase, entropy::random()?, entropy::random()?)
+    let encrypted = key_file::encrypt(pem, passphrase.as_slice(), entropy::random()?, entropy::random()?)
         .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
     Ok(home::write_new(path, &encrypted, home::SECRET)?)
 }

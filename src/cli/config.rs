@@ -65,6 +65,7 @@ fn show(shared: &Shared) -> Outcome {
             row.source = Source::Default;
         }
     }
+    rows.extend(shared.secret_settings());
     if shared.json {
         return output::json(&rows);
     }

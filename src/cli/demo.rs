@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::device::Add;
 use super::failure::{Failure, Outcome};
-use super::{Shared, bulk, gateway as command, init, issue, output};
+use super::{Shared, bulk, gateway as command, init, output};
 use crate::config::Config;
 use crate::gateway::{self, Gateway};
 use crate::home::Home;
@@ -85,10 +85,11 @@ impl Demo {
         let home = Temporary(std::env::temp_dir().join(format!("doorward-demo-{name:016x}")));
         let shared = Shared {
             home: home.0.clone(),
-            // What the environment says of a registry is not the demo's to fill.
+            // What the environment says of a registry is not the demo's to fill, and its secrets are not the demo's.
             database: self.postgres.clone(),
             json: false,
             passphrase_file: None,
+            own_secrets: true,
         };
         let mut steps = Steps::default();
         let prefix = format!("demo-{:06x}-", name & 0xFF_FFFF);
@@ -220,8 +221,7 @@ async fn start(shared: &Shared) -> Result<Running, Failure> {
     let home = Home::new(&shared.home);
     let config = Config::load(&home)?;
     let registry = registry::connect(&shared.database_url(&config)?, Access::Existing)?;
-    let gateway =
-        Gateway::new(config, home.clone(), Arc::clone(&registry), issue::master_key(&home)?).await?;
+    let gateway = Gateway::new(config, home.clone(), Arc::clone(&registry), shared.master_keys()?).await?;
     command::raise_file_limit(30_000);
     let listener = command::listen_on(std::net::SocketAddr::from(([127, 0, 0, 1], 0)))?;
     let address = listener.local_addr()?;

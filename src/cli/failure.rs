@@ -9,6 +9,7 @@ use crate::gateway::StartError;
 use crate::home::FileError;
 use crate::own_certificate::RenewError;
 use crate::registry::{DatabaseUrl, RegistryError, UrlError};
+use crate::secrets::SecretError;
 use crate::tls::TlsError;
 
 use super::output;
@@ -129,6 +130,17 @@ impl From<FileError> for Failure {
             FileError::Missing(_) => Self::new(what)
                 .next("'doorward init' makes what a home needs; --home or DOORWARD_HOME names another home"),
             _ => Self::new(what),
+        }
+    }
+}
+
+impl From<SecretError> for Failure {
+    fn from(error: SecretError) -> Self {
+        match error {
+            SecretError::File(error) => error.into(),
+            SecretError::Differ { .. } => Self::refused(error.to_string())
+                .next("'doorward config show' says where each secret comes from"),
+            other => Self::new(other.to_string()),
         }
     }
 }

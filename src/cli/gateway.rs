@@ -9,20 +9,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Subcommand;
-use doorward_pki::{MasterKey, SealError};
+use doorward_pki::SealError;
 use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{Level, Metadata, error, info, warn};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::failure::{Failure, Outcome};
 use super::{Shared, issue, issuer, output, renew_cert};
 use crate::clock::ClockError;
 use crate::config::Config;
 use crate::home::{self, Home, SECRET};
+use crate::master::MasterKeys;
 use crate::own_certificate::Pair;
 use crate::registry::{self, Access, DeviceFilter, GatewayStatus, KeyState, Registry, RegistryError};
 use crate::{clock, gateway};
@@ -87,7 +91,7 @@ async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
     let home = shared.home();
     let config = shared.config()?;
     let address = listen.unwrap_or(config.gateway.listen);
-    let master = issue::master_key(&home)?;
+    let master = shared.master_keys()?;
     // For as long as this process lives: two on one home would take each other's name.
     let _lock = hold(&home)?;
     wait_for_clock().await?;
@@ -278,7 +282,7 @@ fn hold(home: &Home) -> Result<File, Failure> {
 }
 
 /// Refuses a master key that opens none of the registry's first keys: with it every device would be turned away.
-async fn check_master(registry: &dyn Registry, master: &MasterKey) -> Outcome {
+async fn check_master(registry: &dyn Registry, master: &MasterKeys) -> Outcome {
     let mut refusal = None;
     let first = DeviceFilter { limit: SAMPLE, ..DeviceFilter::default() };
     for device in registry.devices(&first).await? {
@@ -307,12 +311,19 @@ pub(super) fn start_log() -> Outcome {
             Failure::usage(format!("DOORWARD_LOG is '{text}', which is no log filter: {error}"))
         })?,
     };
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_target(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    let log = tracing_subscriber::registry().with(lines).with(filter).with(filter_fn(shows_no_secret));
     log.try_init().map_err(|error| Failure::new(format!("cannot log: {error}")))
+}
+
+/// At trace level the WebSocket library shows each frame byte by byte, and a `rekey` has a device's new key in it. No filter
+/// brings that back.
+fn shows_no_secret(metadata: &Metadata<'_>) -> bool {
+    let frames = ["tungstenite", "tokio_tungstenite"].iter().any(|name| metadata.target().starts_with(name));
+    !frames || *metadata.level() < Level::TRACE
 }
 
 /// A listener whose port is free again at once after a restart.

@@ -9,11 +9,14 @@ use doorward_pki::{Authority, Host, Serial, key_file, key_to_pem, profile};
 use serde_json::json;
 use zeroize::Zeroizing;
 
+use super::custody::Passphrase;
 use super::failure::{Failure, Outcome};
 use super::{Shared, issue, output};
 use crate::config::{self, Config};
 use crate::home::{self, FileError, Home, PUBLIC, SECRET};
+use crate::master;
 use crate::registry::{self, Access, DatabaseUrl, DeviceFilter, Done, RegistryError};
+use crate::secrets::Origin;
 use crate::{clock, entropy};
 
 /// What `--passphrase-file` is for.
@@ -38,6 +41,10 @@ pub(super) struct Report {
     stands: Vec<PathBuf>,
     /// Whether the registry holds devices of another home.
     foreign: bool,
+    /// Whether there is a passphrase for the CA keys.
+    encrypted: bool,
+    /// Where the master key comes from, if not from the home.
+    handed: Option<Origin>,
 }
 
 impl Report {
@@ -86,13 +93,16 @@ impl Init {
             );
         }
         let made_ca_key = CA_KEYS.iter().any(|name| report.made.contains(&home.pki(name)));
-        if shared.passphrase_file.is_some() && !made_ca_key {
-            output::say("the CA keys stand as they are; --passphrase-file changed nothing");
+        if report.encrypted && !made_ca_key {
+            output::say("the CA keys stand as they are; the passphrase (--passphrase-file) changed nothing");
         }
         if shared.database().is_some() && Config::load(&home)?.database.url.is_empty() {
             output::say(
                 "config.toml does not name this registry: give --database or DATABASE_URL to every command, or set database.url",
             );
+        }
+        if let Some(origin) = &report.handed {
+            output::say(format!("the master key is that of {origin}; the home needs none of its own"));
         }
         if report.foreign {
             output::say(
@@ -101,7 +111,7 @@ impl Init {
         }
         if report.made.is_empty() && migrated == Done::Already {
             output::say("nothing had to be made");
-        } else if shared.passphrase_file.is_none() && report.made.contains(&home.pki("root.key")) {
+        } else if !report.encrypted && report.made.contains(&home.pki("root.key")) {
             output::say(
                 "keep pki/root.key away from this machine ('doorward pki export-root --out DIR'), or encrypt the CA keys with --passphrase-file",
             );
@@ -117,6 +127,7 @@ impl Init {
         let mut report = Report::default();
         // Nothing is begun with a passphrase that cannot be read.
         let passphrase = shared.passphrase()?;
+        report.encrypted = passphrase.is_some();
         for folder in [home.path().to_owned(), home.path().join("pki"), home.state()] {
             home::make_folder(&folder)?;
         }
@@ -124,8 +135,8 @@ impl Init {
         let config = Config::load(&home)?;
         let url = shared.database_url(&config)?;
         refuse_lost(&home)?;
-        make_pki(&home, &hosts, shared, passphrase.as_ref().map(|p| p.as_slice()), &mut report)?;
-        let migrated = make_registry(&home, &url, &mut report).await?;
+        make_pki(&home, &hosts, shared, passphrase.as_ref().map(Passphrase::as_slice), &mut report)?;
+        let migrated = make_registry(shared, &home, &url, &mut report).await?;
         Ok((report, migrated, url))
     }
 }
@@ -158,13 +169,22 @@ fn refuse_lost(home: &Home) -> Outcome {
 }
 
 /// The registry's schema, and the key that wraps what is kept in it.
-async fn make_registry(home: &Home, url: &DatabaseUrl, report: &mut Report) -> Result<Done, Failure> {
+async fn make_registry(
+    shared: &Shared,
+    home: &Home,
+    url: &DatabaseUrl,
+    report: &mut Report,
+) -> Result<Done, Failure> {
     let failed = |error: RegistryError| {
         Failure::registry_at(url, error).and_next("the home itself is made; repeat 'doorward init' to go on")
     };
     let registry = registry::connect(url, Access::Create).map_err(failed)?;
     let migrated = registry.migrate().await.map_err(failed)?;
-    let master = home.pki("master.key");
+    if shared.is_handed_master_key()? {
+        report.handed = shared.master_keys()?.origin();
+        return Ok(migrated);
+    }
+    let master = home.pki(master::CURRENT);
     if !master.exists() {
         let one = DeviceFilter { limit: 1, ..DeviceFilter::default() };
         report.foreign = !registry.devices(&one).await.map_err(failed)?.is_empty();

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use doorward_pki::bundle::{DeviceFile, HmacKey, HmacKeyEntry};
-use doorward_pki::seal::MasterKey;
 use doorward_pki::{
     Authority, Certificate, IssueError, Leaf, Request, Serial, certificate_to_pem, key_file, key_to_pem,
 };
@@ -13,9 +12,11 @@ use time::Duration;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::cas::{self, Ca};
+use super::custody::Passphrase;
 use super::failure::Failure;
 use super::{Shared, output};
 use crate::home::{self, FileError, Home};
+use crate::master::MasterKeys;
 use crate::registry::{NewCertificate, NewDevice};
 use crate::{clock, entropy};
 
@@ -24,7 +25,7 @@ pub(super) struct Issuer {
     authority: Authority,
     /// All issuing CAs that are trusted, the one that signs among them.
     trusted: Vec<Ca>,
-    master: MasterKey,
+    master: MasterKeys,
     /// What devices trust for the gateway, PEM.
     pub(super) ca: String,
     url: String,
@@ -58,20 +59,17 @@ pub(super) fn authority(home: &Home, name: &str, shared: &Shared) -> Result<Auth
 pub(super) fn open_key(path: &Path, shared: &Shared) -> Result<Zeroizing<String>, Failure> {
     let text = home::read_secret(path).map_err(irreplaceable)?;
     let passphrase = if key_file::is_encrypted(&text) { shared.passphrase()? } else { None };
-    key_file::open(&text, passphrase.as_ref().map(|p| p.as_slice()))
-        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))
-}
-
-/// The key that wraps the devices' keys.
-pub(super) fn master_key(home: &Home) -> Result<MasterKey, Failure> {
-    let path = home.pki("master.key");
-    MasterKey::parse(&home::read_secret(&path).map_err(irreplaceable)?).map_err(|error| {
-        Failure::new(format!("{}: {error}", path.display())).next("put it back from your backup")
+    key_file::open(&text, passphrase.as_ref().map(Passphrase::as_slice)).map_err(|error| {
+        let failure = Failure::new(format!("{}: {error}", path.display()));
+        match &passphrase {
+            Some(passphrase) => failure.next(format!("it was taken from {}", passphrase.origin)),
+            None => failure,
+        }
     })
 }
 
 /// A key that is missing is not made anew: what it has signed or sealed would be lost.
-fn irreplaceable(error: FileError) -> Failure {
+pub(super) fn irreplaceable(error: FileError) -> Failure {
     match error {
         FileError::Missing(_) => Failure::new(error.to_string()).next(
             "put it back from where it is kept; 'doorward init' goes on with a home that was never finished",
@@ -90,7 +88,7 @@ impl Issuer {
         Ok(Self {
             authority,
             trusted: cas::read(&home.pki("issuing.crt"))?,
-            master: master_key(&home)?,
+            master: shared.master_keys()?,
             ca: home::read(&home.pki("root.crt"))?,
             url: shared.config()?.gateway.url,
         })

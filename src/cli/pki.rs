@@ -1,4 +1,4 @@
-//! `pki`: the life of the home's CAs.
+//! `pki`: the life of the home's CAs and of its master key.
 
 mod export;
 mod external;
@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use super::Shared;
 use super::failure::Outcome;
+use super::{Shared, rewrap};
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Pki {
@@ -35,6 +35,8 @@ pub(super) enum Pki {
     #[command(after_help = "Example:\n  doorward pki import --cert issuing.crt\n\n\
         All is checked before anything is written. From then on it is as with 'doorward pki rollover begin'.")]
     Import(external::Import),
+    /// Give the devices' keys in the registry a new master key, while gateways run
+    Rewrap(rewrap::Rewrap),
 }
 
 impl Pki {
@@ -44,6 +46,7 @@ impl Pki {
             Self::Rollover(rollover) => rollover.run(shared).await,
             Self::Csr(csr) => csr.run(shared),
             Self::Import(import) => import.run(shared).await,
+            Self::Rewrap(rewrap) => rewrap.run(shared).await,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use doorward_pki::identity::Leaf;
-use doorward_pki::{Certificate, MasterKey, Request, key_to_pem, profile};
+use doorward_pki::{Certificate, Request, key_to_pem, profile};
 use doorward_proto::ids::{DeviceId, KeyVersion};
 use rcgen::PublicKeyData as _;
 use serde_json::json;
@@ -15,7 +15,8 @@ use super::campaign::Campaign;
 use super::failure::{Failure, Outcome};
 use super::issue::Issuer;
 use super::receipt::{self, Wait};
-use super::{Shared, bundle, device, issue, output};
+use super::{Shared, bundle, device, output};
+use crate::master::MasterKeys;
 use crate::registry::{
     Acted, CertificateRecord, CertificateStatus, Credential, DeviceDetail, DeviceStatus, KeyState, NewKey,
     Registry, RegistryError, Renewal,
@@ -64,7 +65,7 @@ impl RotateKey {
             bundle::must_be_new(out, id)?;
         }
         let registry = shared.registry().await?;
-        let master = issue::master_key(&shared.home())?;
+        let master = shared.master_keys()?;
         let before = device::find(&*registry, id).await?;
         must_not_be_revoked(&before)?;
         check_master(&master, &before)?;
@@ -301,19 +302,24 @@ fn must_not_be_revoked(device: &DeviceDetail) -> Outcome {
 }
 
 /// With another master key the device's other keys would be lost to the gateway.
-fn check_master(master: &MasterKey, device: &DeviceDetail) -> Outcome {
+fn check_master(master: &MasterKeys, device: &DeviceDetail) -> Outcome {
     let sealed = device.keys.iter().rev().find(|key| key.state != KeyState::Retired);
     let Some(key) = sealed else { return Ok(()) };
     check_sealed(master, &device.summary.id, key.version, &key.sealed)
 }
 
-pub(super) fn check_sealed(master: &MasterKey, id: &DeviceId, version: KeyVersion, sealed: &[u8]) -> Outcome {
+pub(super) fn check_sealed(
+    master: &MasterKeys,
+    id: &DeviceId,
+    version: KeyVersion,
+    sealed: &[u8],
+) -> Outcome {
     master.open(id, version, sealed).map(drop).map_err(|error| {
         Failure::new(error.to_string()).next("use the home whose master.key the device was added with")
     })
 }
 
-fn new_key(master: &MasterKey, device: &DeviceDetail, grace: Duration) -> Result<NewKey, Failure> {
+fn new_key(master: &MasterKeys, device: &DeviceDetail, grace: Duration) -> Result<NewKey, Failure> {
     let id = &device.summary.id;
     let newest = device.keys.iter().map(|key| key.version.get()).max().unwrap_or(0);
     let version = KeyVersion::from_number(newest + 1)
@@ -322,7 +328,7 @@ fn new_key(master: &MasterKey, device: &DeviceDetail, grace: Duration) -> Result
 }
 
 pub(super) fn seal_new(
-    master: &MasterKey,
+    master: &MasterKeys,
     id: &DeviceId,
     version: KeyVersion,
     grace: Duration,

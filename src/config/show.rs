@@ -14,6 +14,8 @@ pub enum Source {
     File,
     /// The environment.
     Environment,
+    /// A credential that the service manager has handed over.
+    Credential,
     /// The command line.
     Flag,
 }

@@ -13,16 +13,22 @@ mod external_ca;
 mod fleet;
 mod gateway;
 mod gateway_add;
+mod handed;
 mod help;
 mod init;
 mod lost;
 mod message;
+mod modes;
 mod passphrase;
 mod pki;
+mod profiles;
 mod receipt;
+mod refusals;
 mod renew_cert;
+mod rewrap;
 mod rollover;
 mod rotation;
+mod secrets;
 
 /// What a command says of its act, apart from where that has taken effect.
 fn without_receipt(mut value: serde_json::Value) -> serde_json::Value {

@@ -115,8 +115,10 @@ impl Add {
             ("gateway.key", (private_key, SECRET)),
             ("issuing.crt", public(home::read(&ours.pki("issuing.crt"))?)),
             ("root.crt", public(home::read(&ours.pki("root.crt"))?)),
-            ("master.key", (issue::master_key(&ours)?.to_file(), SECRET)),
         ];
+        // Both, where one is about to take the other's place.
+        let master = shared.master_keys()?.to_files().into_iter().map(|(name, text)| (name, (text, SECRET)));
+        let files: Vec<_> = files.into_iter().chain(master).collect();
         let parent = self.out.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
         home::make_folder(parent)?;
         let mut unfinished = self.out.clone().into_os_string();

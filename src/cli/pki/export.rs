@@ -30,7 +30,7 @@ pub(super) fn run(shared: &Shared, out: &Path) -> Outcome {
     let secret = home::read_secret(&key)?;
     // A key that is not the root's would be found out when it is needed, years later. Encrypted, without its passphrase, it
     // is moved as it is.
-    if !key_file::is_encrypted(&secret) || shared.passphrase_file.is_some() {
+    if !key_file::is_encrypted(&secret) || shared.passphrase()?.is_some() {
         Authority::load(&text, &issue::open_key(&key, shared)?)
             .map_err(|error| Failure::new(format!("{}: {error}", key.display())))?;
     }

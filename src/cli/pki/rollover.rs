@@ -240,7 +240,7 @@ fn cells(ca: &Ca, role: &str, live: &str, expired: &str) -> [String; 7] {
 fn signing(home: &Home, shared: &Shared, all: &[Ca]) -> Result<usize, Failure> {
     let key = home.pki("issuing.key");
     let readable = key.exists()
-        && (shared.passphrase_file.is_some()
+        && (shared.passphrase()?.is_some()
             || !doorward_pki::key_file::is_encrypted(&home::read_secret(&key)?));
     if readable { Ok(Standing::read(shared)?.signing) } else { Ok(cas::signing_by_files(home, all)) }
 }

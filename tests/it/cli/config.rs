@@ -80,7 +80,9 @@ fn the_default_text_shows_every_key() {
     let desk = Desk::new();
     let rows = desk.run("config show --json").json();
     let text = fs::read_to_string(desk.home("config.toml")).unwrap();
-    for row in rows.as_array().unwrap() {
+    // Where secrets come from is said too, and is none of the file's.
+    let of_file = |row: &&Value| !row["key"].as_str().unwrap().starts_with("secrets.");
+    for row in rows.as_array().unwrap().iter().filter(of_file) {
         let key = row["key"].as_str().unwrap().split('.').nth(1).unwrap();
         assert!(text.contains(&format!("\n{key} = ")), "{key}");
     }

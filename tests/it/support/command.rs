@@ -77,7 +77,15 @@ impl Desk {
         let mut command = Command::new(env!("CARGO_BIN_EXE_doorward"));
         command.args(["--home", "home"]).args(words.into().0).current_dir(self.folder.path());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        for name in ["DATABASE_URL", "DOORWARD_HOME", "DOORWARD_PASSPHRASE_FILE", "DOORWARD_LOG"] {
+        for name in [
+            "DATABASE_URL",
+            "DOORWARD_HOME",
+            "DOORWARD_PASSPHRASE_FILE",
+            "DOORWARD_LOG",
+            "DOORWARD_MASTER_KEY",
+            "DOORWARD_CA_PASSPHRASE",
+            "CREDENTIALS_DIRECTORY",
+        ] {
             command.env_remove(name);
         }
         if let Some(url) = &self.database {

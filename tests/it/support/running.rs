@@ -51,6 +51,12 @@ impl Running {
         format!("wss://localhost:{port}/v1/device")
     }
 
+    /// Its arguments, as everybody on the host may read them.
+    pub(crate) fn arguments(&self) -> Vec<u8> {
+        let child = self.child.as_ref().unwrap();
+        std::fs::read(format!("/proc/{}/cmdline", child.id())).unwrap()
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         signal(self.child.as_ref().unwrap(), name);
     }
