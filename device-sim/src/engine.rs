@@ -161,7 +161,7 @@ async fn prepare(plan: &Plan, cast: &Cast) -> Result<Arc<Context>, Failure> {
         fleet::members(plan.devices.clone()).map_err(|(device, error)| Failure::Tls { device, error })?;
     Ok(Arc::new(Context {
         members,
-        tally: Tally::new(),
+        tally: Tally::new(plan.laps.clone()),
         payload: plan.payload,
         phase: watch::Sender::new(Phase::Connecting),
         handshakes: Semaphore::new(HANDSHAKES),

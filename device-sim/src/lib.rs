@@ -6,6 +6,7 @@
 pub mod clock;
 mod engine;
 pub mod fleet;
+mod laps;
 mod peek;
 mod plan;
 mod preflight;
@@ -14,6 +15,7 @@ mod scenario;
 mod tally;
 
 pub use engine::run;
+pub use laps::Laps;
 pub use plan::{Failure, Plan, Progress, Snapshot};
 pub use report::{AttackReport, Connections, Latency, Messages, Report, Rotation};
 pub use scenario::Scenario;

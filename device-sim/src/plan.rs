@@ -9,6 +9,7 @@ use doorward_client::tls::TlsError;
 use doorward_client::{Credentials, Renew};
 use tokio_util::sync::CancellationToken;
 
+use crate::laps::Laps;
 use crate::scenario::Scenario;
 
 /// A run of the simulator.
@@ -48,6 +49,8 @@ pub struct Plan {
     pub cancel: CancellationToken,
     /// Told once a second.
     pub progress: Option<Progress>,
+    /// Told each ack's latency.
+    pub laps: Option<Arc<Laps>>,
 }
 
 /// Who is told how it goes.
@@ -87,6 +90,7 @@ impl Plan {
             renew_spread: Duration::from_secs(10),
             cancel: CancellationToken::new(),
             progress: None,
+            laps: None,
         }
     }
 }

@@ -166,7 +166,7 @@ pub(crate) fn build(plan: &Plan, context: &Context, outcomes: &[Outcome], sendin
 }
 
 impl Latency {
-    fn of(histogram: &Histogram<u64>) -> Self {
+    pub(crate) fn of(histogram: &Histogram<u64>) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "microseconds of ten minutes are far below 2^52")]
         let at = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1000.0;
         let count = histogram.len();

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use doorward_client::connection::{ConnectError, Ended};
 use hdrhistogram::Histogram;
 
+use crate::laps::Laps;
 use crate::plan::Snapshot;
 
 /// Tasks that share a shard seldom meet on two cores, and a shard is 200 KiB.
@@ -26,6 +27,7 @@ pub(crate) struct Tally {
     pub(crate) accepted: AtomicU64,
     pub(crate) refusals: AtomicU64,
     acks: [Mutex<Histogram<u64>>; SHARDS],
+    laps: Option<Arc<Laps>>,
     handshakes: Mutex<Histogram<u64>>,
     words: Mutex<Words>,
 }
@@ -50,8 +52,9 @@ pub(crate) enum Side {
 }
 
 impl Tally {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(laps: Option<Arc<Laps>>) -> Self {
         Self {
+            laps,
             up: AtomicU64::new(0),
             connected: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -75,6 +78,9 @@ impl Tally {
             shard.saturating_record(micros(*latency));
         }
         drop(shard);
+        if let Some(laps) = &self.laps {
+            laps.record(latencies);
+        }
         Self::add(&self.accepted, u64::try_from(latencies.len()).unwrap_or(0));
     }
 
@@ -134,12 +140,12 @@ impl Tally {
     }
 }
 
-fn histogram() -> Histogram<u64> {
+pub(crate) fn histogram() -> Histogram<u64> {
     #[expect(clippy::expect_used, reason = "the bounds are constants that the library takes")]
     Histogram::new_with_bounds(1, MOST, 3).expect("1 to 600,000,000 with three digits")
 }
 
-fn micros(duration: Duration) -> u64 {
+pub(crate) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(MOST).max(1)
 }
 
