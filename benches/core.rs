@@ -88,6 +88,7 @@ impl Pair {
             certificate_expires: NumericDate::from_seconds(NOON + 86_400),
             grace_ends: None,
             renew_from: None,
+            rotate_by: None,
             late: false,
             pending: None,
         };

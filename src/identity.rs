@@ -329,6 +329,7 @@ impl Granter {
             certificate_expires: ended,
             grace_ends,
             renew_from: Some(if at_once { now } else { asked.asks_from }),
+            rotate_by: certificate.rotate_by.map(clock::numeric),
             late: is_late,
             pending,
         })

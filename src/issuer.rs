@@ -91,7 +91,9 @@ impl Issuer {
     /// # Errors
     /// [`IssuerError`]: the requests wait on.
     pub async fn answer(&mut self) -> Result<bool, IssuerError> {
-        let requests = self.registry.waiting_requests(AT_ONCE).await?;
+        let mut requests = self.registry.waiting_requests(AT_ONCE).await?;
+        // Each device is locked, and in this order by everybody: so that they wait for each other and never deadlock.
+        requests.sort_by(|a, b| a.device.cmp(&b.device));
         if requests.is_empty() {
             return Ok(false);
         }
@@ -115,12 +117,12 @@ impl Issuer {
                 (Decision::Issue { certificate, .. }, None) => {
                     info!(%device, %gateway, request = id, serial = %certificate.serial, expires = %certificate.not_after, "certificate issued");
                 }
-                (Decision::Refuse(why), None) => {
+                (Decision::Refuse(why) | Decision::RefuseKey(why), None) => {
                     warn!(%device, %gateway, request = id, %why, "request for a certificate refused");
                 }
                 (Decision::Issue { .. }, Some(why)) => impossible.push((*id, Decision::Refuse(why))),
                 // Answered by another issuer, or asked anew.
-                (Decision::Refuse(_), Some(_)) => {}
+                (Decision::Refuse(_) | Decision::RefuseKey(_), Some(_)) => {}
             }
         }
         if !impossible.is_empty() {
@@ -140,7 +142,7 @@ fn decide(
     let now = clock::utc();
     let csr = match judge(request, rules.renew_after_expiry.0, now) {
         Ok(csr) => csr,
-        Err(why) => return Ok(Decision::Refuse(why)),
+        Err(refusal) => return Ok(refusal),
     };
     let serial = entropy::random().map_err(|error| IssuerError::Signer(error.to_string()))?;
     let lifetime = time::Duration::try_from(rules.lifetime.0).unwrap_or(time::Duration::days(365));
@@ -159,7 +161,7 @@ fn decide(
             }),
         }),
         // The device's own doing; whatever else it is, another request would fare no better.
-        Err(error @ IssueError::KeyKind(_)) => Ok(Decision::Refuse(error.to_string())),
+        Err(error @ IssueError::KeyKind(_)) => Ok(Decision::RefuseKey(error.to_string())),
         Err(error) => {
             error!(%error, "the issuing CA cannot sign");
             Err(IssuerError::Signer(error.to_string()))
@@ -168,7 +170,24 @@ fn decide(
 }
 
 /// What the registry's record says to a request; the refusal is for the device and the operator.
-fn judge(request: &WaitingRequest, late: Duration, now: OffsetDateTime) -> Result<Request, String> {
+fn judge(request: &WaitingRequest, late: Duration, now: OffsetDateTime) -> Result<Request, Decision> {
+    judge_record(request, late, now).map_err(Decision::Refuse)?;
+    let device = &request.device;
+    let csr = Request::parse(&request.csr, device).map_err(|error| Decision::RefuseKey(error.to_string()))?;
+    let used: HashSet<Vec<u8>> = request
+        .certificates
+        .iter()
+        .filter_map(|der| Leaf::parse(der).ok())
+        .map(|leaf| leaf.public_key().to_vec())
+        .collect();
+    if used.contains(csr.der_bytes()) {
+        let why = "its key is that of a certificate that the device has had already; make a new one";
+        return Err(Decision::RefuseKey(why.to_owned()));
+    }
+    Ok(csr)
+}
+
+fn judge_record(request: &WaitingRequest, late: Duration, now: OffsetDateTime) -> Result<(), String> {
     let device = &request.device;
     match request.status {
         DeviceStatus::Active => {}
@@ -190,19 +209,7 @@ fn judge(request: &WaitingRequest, late: Duration, now: OffsetDateTime) -> Resul
     if now >= not_after.saturating_add(time::Duration::try_from(late).unwrap_or(time::Duration::ZERO)) {
         return Err(format!("the certificate that it renews expired on {not_after}"));
     }
-    let csr = Request::parse(&request.csr, device).map_err(|error| error.to_string())?;
-    let used: HashSet<Vec<u8>> = request
-        .certificates
-        .iter()
-        .filter_map(|der| Leaf::parse(der).ok())
-        .map(|leaf| leaf.public_key().to_vec())
-        .collect();
-    if used.contains(csr.der_bytes()) {
-        return Err(
-            "its key is that of a certificate that the device has had already; make a new one".to_owned()
-        );
-    }
-    Ok(csr)
+    Ok(())
 }
 
 #[cfg(test)]

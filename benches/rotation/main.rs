@@ -12,11 +12,12 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
 use device_sim::{Laps, Latency, Plan, Scenario};
+use doorward::clock;
 use doorward_client::Renew;
 
 use frame::{end, say};
@@ -106,24 +107,24 @@ async fn run(options: &Options) -> Result<()> {
         async |what: &str| doorward(&home, database, &[&["device", what][..], &waves[..]].concat()).await;
     say("every key");
     laps.take();
-    let began = Instant::now();
+    let began = clock::now().monotonic;
     rotate("rotate-key").await?;
-    row(backend, "every key", began.elapsed(), &laps.take(), &baseline)?;
+    row(backend, "every key", clock::now().monotonic.saturating_sub(began), &laps.take(), &baseline)?;
 
     say("every certificate");
     laps.take();
-    let began = Instant::now();
+    let began = clock::now().monotonic;
     rotate("rotate-cert").await?;
-    row(backend, "every certificate", began.elapsed(), &laps.take(), &baseline)?;
+    row(backend, "every certificate", clock::now().monotonic.saturating_sub(began), &laps.take(), &baseline)?;
 
     say("the issuing CA, and every certificate again");
     laps.take();
-    let began = Instant::now();
+    let began = clock::now().monotonic;
     doorward(&home, database, &["pki", "rollover", "begin"]).await?;
     rotate("rotate-cert").await?;
     tokio::time::sleep(GRACE + Duration::from_secs(5)).await;
     doorward(&home, database, &["pki", "rollover", "finish"]).await?;
-    row(backend, "the issuing CA", began.elapsed(), &laps.take(), &baseline)?;
+    row(backend, "the issuing CA", clock::now().monotonic.saturating_sub(began), &laps.take(), &baseline)?;
 
     cancel.cancel();
     let report = load.await??;

@@ -12,24 +12,25 @@
 //! Each change of the disk is one rename, and each state is found again after a crash. While neither pair is let in, the
 //! device shows them by turns and throws neither away.
 
+mod cause;
 mod options;
 mod pair;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use doorward_proto::close::Close;
 use doorward_proto::downlink::{Certificate, Rotate, Welcome};
 use doorward_proto::ids::DeviceId;
 use doorward_proto::time::NumericDate;
 use doorward_proto::verdict::Refusal;
 use rustls::ClientConfig;
+use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
+pub use cause::Cause;
 pub use options::{CertificateStatus, Named, Renew, RenewalOptions, RenewalState, Steps};
 use pair::{Granted, Pair};
 
-use crate::connection::{ConnectError, Ended};
 use crate::credentials::{Credentials, Identity, NewKey, Store};
 use crate::tls;
 
@@ -43,47 +44,6 @@ pub enum Act {
     Ask(String),
     /// End the session, and connect at once: [`Renewal::tls`] is another now.
     Reconnect,
-}
-
-/// What a connection, or the attempt at one, ended by: whether another certificate could help.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// The certificate was turned away.
-    Certificate,
-    /// Nobody knows: a TLS alert can get lost.
-    Unclear,
-    /// Something else.
-    Other,
-}
-
-impl From<&ConnectError> for Cause {
-    fn from(error: &ConnectError) -> Self {
-        match error {
-            ConnectError::Alert(_) => Self::Certificate,
-            ConnectError::Refused(refused) => match &refused.problem {
-                Some(problem) if problem.word().starts_with("certificate-") => Self::Certificate,
-                // Somebody between the device and the gateway.
-                None if matches!(refused.status, 401 | 403) => Self::Unclear,
-                _ => Self::Other,
-            },
-            ConnectError::Network { .. } | ConnectError::Timeout(_) | ConnectError::Protocol(_) => {
-                Self::Unclear
-            }
-            _ => Self::Other,
-        }
-    }
-}
-
-impl From<&Ended> for Cause {
-    fn from(ended: &Ended) -> Self {
-        match ended {
-            Ended::Closed { close: Close::Suspended | Close::CertificateExpired } | Ended::Alert(_) => {
-                Self::Certificate
-            }
-            Ended::Lost(_) => Self::Unclear,
-            _ => Self::Other,
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -114,6 +74,8 @@ pub struct Renewal {
     store: Option<Store>,
     current: Pair,
     next: Next,
+    /// The certificate that the bundle's folder had when it was last read or written: another one was put there by somebody.
+    in_folder: Option<CertificateDer<'static>>,
     /// The new pair is the one to be shown.
     shows_next: bool,
     /// The new pair has been let in and could not be put in the old one's place: both are still on the disk.
@@ -142,7 +104,9 @@ impl Renewal {
             failed: 0,
             renewal: RenewalState::None,
         };
+        let in_folder = current.identity.chain().first().cloned();
         let mut renewal = Self {
+            in_folder,
             device: credentials.device().clone(),
             options,
             renews,
@@ -366,7 +330,7 @@ impl Renewal {
             // Of the old one: it holds no more, or there was a time to try the new one again.
             self.shows_next |= cause == Cause::Certificate;
         } else if cause != Cause::Other {
-            if self.shows_next {
+            if self.shows_next && cause != Cause::Away {
                 next.failed = Some(words.into());
             }
             self.shows_next = !self.shows_next;
@@ -379,12 +343,18 @@ impl Renewal {
         let fresh = Credentials::load(credentials.folder()?).ok()?;
         let leaf = fresh.identity().chain().first();
         let is_next = |next: &Unproven| next.granted.pair.identity.chain().first() == leaf;
-        let known = self.current.identity.chain().first() == leaf
+        let known = self.in_folder.as_ref() == leaf
+            || self.current.identity.chain().first() == leaf
             || matches!(&self.next, Next::Unproven(next) if is_next(next));
         if known || fresh.device() != &self.device {
             return None;
         }
         let tls = tls::configuration(fresh.identity()).ok()?;
+        if self.unplaced.take().is_some() {
+            // What could not be put in its place is not put over what somebody has put there since.
+            self.discard();
+        }
+        self.in_folder = leaf.cloned();
         self.current = Pair::new(fresh.shared_identity(), tls);
         (self.in_session, self.asked, self.ask_at, self.shows_next) = (false, false, None, false);
         self.status.send_modify(|status| status.current = self.current.named());
@@ -430,7 +400,10 @@ impl Renewal {
     fn place(&mut self, key: NewKey, chain: String) {
         let placed = self.store.as_ref().map_or(Ok(()), |store| store.promote(&key, &chain));
         match placed {
-            Ok(()) => self.say(RenewalState::None),
+            Ok(()) => {
+                self.in_folder = self.current.identity.chain().first().cloned();
+                self.say(RenewalState::None);
+            }
             Err(error) => {
                 self.say(RenewalState::Refused(error.to_string().into()));
                 self.unplaced = Some((key, chain));

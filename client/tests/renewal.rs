@@ -249,11 +249,9 @@ async fn a_refused_renewal_is_asked_for_again_and_with_another_key_where_it_may_
         eventually("the key is stored", || key().is_some()).await;
         let first = key();
         eventually("several requests", || scene.requests() > 1).await;
-        if refusal == Refusal::Forbidden {
-            assert_eq!(key(), first);
-        }
         eventually("another key", || key().is_some_and(|key| Some(key) != first)).await;
-        assert_eq!(scene.requests() > 3, refusal == Refusal::Forbidden, "{}", scene.requests());
+        // A key that may be right is asked for several times.
+        assert!(scene.requests() > 3 || refusal == Refusal::BadMessage, "{}", scene.requests());
         let told = |status: &CertificateStatus| matches!(&status.renewal, RenewalState::Refused(why) if why.contains(refusal.as_str()));
         status(&device, "why", told).await;
         scene.answers(Answer::Sign);

@@ -18,6 +18,8 @@ CREATE TABLE requests (
     tries integer NOT NULL DEFAULT 1 CHECK (tries > 0),
     state text NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'issued', 'refused')),
     reason text,
+    -- Refused for its key, which will never do.
+    spent boolean NOT NULL DEFAULT false CHECK (NOT spent OR state = 'refused'),
     issued text COLLATE "C" REFERENCES certificates (fingerprint) ON DELETE CASCADE,
     -- What stands above the certificate in its chain, PEM.
     chain text,
@@ -70,9 +72,13 @@ BEGIN
         IF EXISTS (SELECT FROM certificates c WHERE c.fingerprint = was.issued AND c.status = 'active' AND c.not_after > now()) THEN
             state := 'issued';
         ELSE
-            state := 'refused';
+            state := 'spent';
             reason := 'the certificate of this key does not hold any more; make a new key';
         END IF;
+        RETURN;
+    ELSIF was.spent THEN
+        state := 'spent';
+        reason := was.reason;
         RETURN;
     ELSIF was.state = 'waiting' AND was.expires > now() THEN
         state := 'waiting';
@@ -88,7 +94,7 @@ BEGIN
         VALUES (held.device, held.fingerprint, request_renewal.public_key, request_renewal.csr, request_renewal.gateway, now() + valid)
         ON CONFLICT ON CONSTRAINT requests_device_public_key_key DO UPDATE SET
             certificate = excluded.certificate, csr = excluded.csr, gateway = excluded.gateway, asked = now(),
-            expires = excluded.expires, tries = r.tries + 1, state = 'waiting', reason = NULL
+            expires = excluded.expires, tries = r.tries + 1, state = 'waiting', reason = NULL, spent = false
         RETURNING r.id INTO id;
     state := 'waiting';
 END $$;
@@ -131,12 +137,12 @@ BEGIN
 END $$;
 
 -- The gateway that has asked hears of it by the feed.
-CREATE FUNCTION refuse_renewal(request bigint, why text) RETURNS boolean
+CREATE FUNCTION refuse_renewal(request bigint, why text, spent boolean) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = doorward, pg_temp AS $$
 DECLARE
     owner text;
 BEGIN
-    UPDATE requests r SET state = 'refused', reason = left(why, 256) WHERE r.id = request AND r.state = 'waiting' RETURNING r.device INTO owner;
+    UPDATE requests r SET state = 'refused', reason = left(why, 256), spent = refuse_renewal.spent WHERE r.id = request AND r.state = 'waiting' RETURNING r.device INTO owner;
     IF owner IS NULL THEN
         RETURN false;
     END IF;
@@ -166,6 +172,8 @@ BEGIN
     GET DIAGNOSTICS deleted_events = ROW_COUNT;
     DELETE FROM requests WHERE id IN (
         SELECT r.id FROM requests r WHERE r.asked < old_enough(before, interval '7 days') AND r.expires < now()
+            -- As long as it may bring the same chain again.
+            AND NOT EXISTS (SELECT FROM certificates c WHERE c.fingerprint = r.issued AND c.status = 'active' AND c.not_after > now())
             ORDER BY r.asked LIMIT most - deleted_changes - deleted_events FOR UPDATE SKIP LOCKED
     );
     GET DIAGNOSTICS deleted_requests = ROW_COUNT;

@@ -25,6 +25,8 @@ CREATE TABLE requests (
     tries INTEGER NOT NULL DEFAULT 1 CHECK (tries > 0),
     state TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'issued', 'refused')),
     reason TEXT,
+    -- Refused for its key, which will never do.
+    spent INTEGER NOT NULL DEFAULT 0 CHECK (spent IN (0, 1) AND (spent = 0 OR state = 'refused')),
     issued TEXT REFERENCES certificates (fingerprint) ON DELETE CASCADE,
     -- What stands above the certificate in its chain, PEM.
     chain TEXT,

@@ -48,7 +48,7 @@ pub struct Session {
     sid: Box<str>,
     proven: bool,
     closing: Option<Close>,
-    /// The grant that the device was last told of, where it has changed since.
+    /// The grant that the device was last told of, where it has changed.
     untold: Option<Box<Grant>>,
     /// The pending key version that this session has brought, or that the device has signed with.
     handed_out: Option<KeyVersion>,
@@ -58,8 +58,8 @@ pub struct Session {
     renewing: Option<u64>,
     /// When the next one is taken, on the monotonic clock.
     renews_from: Duration,
-    /// Until when this session has asked the device to renew.
-    asked: Option<NumericDate>,
+    /// The end of the certificate, and the operator's wish, when this session asked the device to renew.
+    asked: Option<(NumericDate, Option<NumericDate>)>,
     last_received: u64,
     last_sent: u64,
     bucket: Bucket,
@@ -242,7 +242,7 @@ impl Session {
     }
 
     /// What the device may do has changed.
-    pub fn update(&mut self, grant: Grant, now: Moment) {
+    pub fn update(&mut self, mut grant: Grant, now: Moment) {
         if self.closing.is_some() {
             return;
         }
@@ -257,6 +257,7 @@ impl Session {
             self.end(Close::CertificateExpired, None, now);
             return;
         }
+        self.keep_end(&mut grant);
         let was = std::mem::replace(&mut self.grant, grant);
         self.take_limits(was.limits, now);
         self.untold.get_or_insert_with(|| Box::new(was));

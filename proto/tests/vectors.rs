@@ -114,6 +114,7 @@ impl Context {
             certificate_expires: NumericDate::from_seconds(self.now + 3600),
             grace_ends: None,
             renew_from: None,
+            rotate_by: None,
             late: false,
             pending: None,
         };

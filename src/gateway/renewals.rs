@@ -38,6 +38,13 @@ struct Waiting {
     step: Step,
 }
 
+impl Waiting {
+    /// A newer session of the device may have asked under the same `seq`.
+    fn is_of(&self, session: &Arc<Handle>, reference: u64) -> bool {
+        self.reference == reference && self.session.as_ptr() == Arc::as_ptr(session)
+    }
+}
+
 #[derive(Debug)]
 enum Step {
     /// As the device wrote it.
@@ -103,9 +110,9 @@ impl Renewing {
         self.lock().is_empty()
     }
 
-    fn file(&self, session: &Handle, reference: u64, id: i64) {
+    fn file(&self, session: &Arc<Handle>, reference: u64, id: i64) {
         if let Some(waiting) = self.lock().get_mut(&session.device)
-            && waiting.reference == reference
+            && waiting.is_of(session, reference)
         {
             waiting.step = Step::Filed(id);
         }
@@ -114,9 +121,7 @@ impl Renewing {
     /// The session is told, and waits no more.
     fn answer(&self, session: &Arc<Handle>, renewed: Renewed) {
         let mut waiting = self.lock();
-        let same =
-            |w: &Waiting| w.reference == renewed.reference && w.session.as_ptr() == Arc::as_ptr(session);
-        if waiting.get(&session.device).is_some_and(same) {
+        if waiting.get(&session.device).is_some_and(|waiting| waiting.is_of(session, renewed.reference)) {
             waiting.remove(&session.device);
             drop(waiting);
             session.mailbox.put_renewal(renewed);
@@ -244,6 +249,10 @@ fn tell(gateway: &Gateway, session: &Arc<Handle>, reference: u64, decided: Reque
         Requested::Refused(why) => {
             warn!(%connection, %device, %why, "the device gets no new certificate");
             Err((Refusal::Forbidden, why, None))
+        }
+        Requested::Spent(why) => {
+            warn!(%connection, %device, %why, "the device gets no certificate for this key");
+            Err((Refusal::BadMessage, why, None))
         }
         Requested::Limited => {
             warn!(%connection, %device, "the device asks for certificates too often");

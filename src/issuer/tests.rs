@@ -40,7 +40,7 @@ fn request(key: &KeyPair) -> WaitingRequest {
 
 fn refusal(request: &WaitingRequest) -> String {
     match decide(request, &authority(), &CertificatesSection::default()).unwrap() {
-        Decision::Refuse(why) => why,
+        Decision::Refuse(why) | Decision::RefuseKey(why) => why,
         Decision::Issue { .. } => panic!("issued"),
     }
 }

@@ -44,8 +44,10 @@ pub enum Requested {
         /// The leaf's end.
         not_after: OffsetDateTime,
     },
-    /// Not this one, with the reason.
+    /// Not now, with the reason.
     Refused(String),
+    /// Never with this key, with the reason: the device needs another one.
+    Spent(String),
     /// The device has asked too often today.
     Limited,
 }
@@ -108,6 +110,8 @@ pub enum Decision {
     },
     /// None, with words for the device and the operator.
     Refuse(String),
+    /// None, and never for this key.
+    RefuseKey(String),
 }
 
 /// A credential that is to take an older one's place, and that its device has shown.

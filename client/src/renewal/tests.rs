@@ -274,3 +274,50 @@ fn what_somebody_puts_into_the_folder_is_taken_up_and_the_renewal_is_kept() {
     assert!(!renewal.shows_next && matches!(renewal.next, Next::Unproven(_)));
     assert!(renewal.ended(Cause::Certificate, "turned away"), "by turns");
 }
+
+#[test]
+fn a_pair_that_found_no_room_is_not_put_over_what_somebody_has_installed_since() {
+    let (old, new, third) = (Written::new(), Written::new(), Written::new());
+    let folder =
+        bundle(&[("device.key", &old.key), ("device.crt", &old.chain), ("renewal.pem", &new.both())]);
+    let credentials = Credentials::load(folder.path()).unwrap();
+    let mut renewal = open(folder.path());
+    // In place of the key there is a folder: nothing can be renamed over that.
+    fs::remove_file(folder.path().join("device.key")).unwrap();
+    fs::create_dir_all(folder.path().join("device.key/in-the-way")).unwrap();
+    renewal.welcomed(&welcome(1_893_456_000), today(), SECOND);
+    assert!(renewal.unplaced.is_some());
+    renewal.ended(Cause::Certificate, "revoked");
+    fs::remove_dir_all(folder.path().join("device.key")).unwrap();
+    fs::write(folder.path().join("device.key"), &old.key).unwrap();
+    assert!(renewal.reload(&credentials).is_none(), "the old one is nobody's new one");
+
+    fs::write(folder.path().join("device.key"), &third.key).unwrap();
+    fs::write(folder.path().join("device.crt"), &third.chain).unwrap();
+    assert!(renewal.reload(&credentials).is_some());
+    renewal.welcomed(&welcome(1_893_456_000), today(), 2 * SECOND);
+    for left in ["device.key.new", "device.crt.new"] {
+        let _ = fs::remove_file(folder.path().join(left));
+    }
+    assert!(
+        is_bundle_of(folder.path(), &third),
+        "{:?}",
+        fs::read_dir(folder.path()).unwrap().collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn a_gateway_that_can_ask_nobody_is_shown_the_old_pair_too_and_the_new_one_is_not_blamed() {
+    let (old, new) = (Written::new(), Written::new());
+    let folder =
+        bundle(&[("device.key", &old.key), ("device.crt", &old.chain), ("renewal.pem", &new.both())]);
+    let mut renewal = open(folder.path());
+    for _ in 0..20 {
+        assert!(renewal.shows_next);
+        renewal.ended(Cause::Away, "unavailable");
+        assert!(!renewal.shows_next);
+        renewal.welcomed(&welcome(1_893_456_000), today(), SECOND);
+        assert!(renewal.is_unproven(), "it is not given up");
+        renewal.ended(Cause::Certificate, "revoked");
+    }
+}

@@ -127,6 +127,7 @@ impl Serving {
             certificate_expires: NumericDate::from_seconds(4_000_000_000),
             grace_ends: None,
             renew_from: None,
+            rotate_by: None,
             late: false,
             pending: None,
         };

@@ -37,6 +37,8 @@ pub struct Grant {
     pub grace_ends: Option<NumericDate>,
     /// When the gateway begins to ask for a renewal, where it does.
     pub renew_from: Option<NumericDate>,
+    /// Until when an operator wants the certificate renewed, if one does.
+    pub rotate_by: Option<NumericDate>,
     /// The certificate has expired, and this session can do nothing but renew it, until `grace_ends`.
     pub late: bool,
     /// A key version that the device is to be given and has not confirmed.

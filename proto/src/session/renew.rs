@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{No, Output, Session};
+use super::{Grant, No, Output, Session};
 use crate::downlink::{Certificate, Rotate};
 use crate::time::{Moment, NumericDate};
 use crate::verdict::Refusal;
@@ -57,18 +57,29 @@ impl Session {
         }
     }
 
-    /// When [`Session::tick`] has to ask: not before the session is proven, and again only where less time is left.
+    /// The time of a late session does not begin anew with each word of the registry's.
+    pub(super) fn keep_end(&self, grant: &mut Grant) {
+        if self.grant.late {
+            grant.grace_ends = grant.grace_ends.min(self.grant.grace_ends);
+        }
+    }
+
+    /// When [`Session::tick`] has to ask: not before the session is proven, and again only where less time is left, or an
+    /// operator has wished for it since.
     pub(super) fn asks_at(&self) -> Option<NumericDate> {
         let end = self.grant.certificate_end().0;
-        let asked = self.asked.is_some_and(|by| by <= end);
+        let wish = self.grant.rotate_by;
+        let asked = self.asked.is_some_and(|(by, wished)| by <= end && (wish.is_none() || wish == wished));
         self.grant.renew_from.filter(|_| self.proven && !asked)
     }
 
     /// Says `rotate` where it is time to.
     pub(super) fn ask_to_renew(&mut self, now: Moment) {
         if self.asks_at().is_some_and(|at| now.wall >= at) && self.closing.is_none() {
-            let by = self.grant.certificate_end().0;
-            self.asked = Some(by);
+            let (end, wish) = (self.grant.certificate_end().0, self.grant.rotate_by);
+            self.asked = Some((end, wish));
+            // A wish that is late already is one for now.
+            let by = wish.filter(|by| *by > now.wall).map_or(end, |by| by.min(end));
             self.say("rotate", &Rotate { what: "certificate".to_owned(), by }, now);
         }
     }

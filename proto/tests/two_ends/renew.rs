@@ -95,6 +95,15 @@ fn the_gateway_asks_when_it_is_time_and_once() {
     scene.session.update(Grant { grace_ends: Some(at(200.0).wall), ..asking() }, at(103.0));
     let (said, _) = scene.said();
     assert_eq!(said.last().map(|said| &said["by"]), Some(&json!(1_763_724_200)));
+    // An operator's wish is said, too, and another one; one that is late already is for the end.
+    let sooner = Grant { grace_ends: Some(at(200.0).wall), ..asking() };
+    for (wish, by) in [(150.0, 150), (160.0, 160), (50.0, 200)] {
+        scene.session.update(Grant { rotate_by: Some(at(wish).wall), ..sooner.clone() }, at(104.0));
+        scene.session.update(Grant { rotate_by: Some(at(wish).wall), ..sooner.clone() }, at(105.0));
+        let (said, _) = scene.said();
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert_eq!(said[0]["by"], json!(1_763_724_000 + by));
+    }
 }
 
 #[test]
@@ -130,6 +139,8 @@ fn a_late_session_can_do_nothing_but_renew() {
     assert_eq!(scene.session.receive(&scene.frame(5, 0.0, r#""op":"hello""#), at(0.0)), Verdict::Accepted);
     assert_eq!(scene.session.receive(&scene.frame(6, 0.0, RENEW), at(0.0)), Verdict::Accepted);
     assert_eq!(renewals(&mut scene).len(), 1);
+    // What the registry says meanwhile does not begin its time anew.
+    scene.session.update(Grant { grace_ends: Some(at(1200.0).wall), ..late() }, at(300.0));
     scene.session.heard(at(599.9));
     scene.session.tick(at(599.9));
     assert_eq!(scene.session.closing(), None);

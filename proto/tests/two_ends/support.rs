@@ -57,6 +57,7 @@ pub(crate) fn grant() -> Grant {
         certificate_expires: at(1e9).wall,
         grace_ends: None,
         renew_from: None,
+        rotate_by: None,
         late: false,
         pending: None,
     }

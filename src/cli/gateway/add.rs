@@ -62,11 +62,14 @@ impl Add {
             }));
         }
         output::say(format!(
-            "the home of gateway '{}' is in {}: move it to its host, give its database role the rights of doorward_gateway alone \
-             (docs/operations.md), and run 'doorward gateway run --home DIR' there; its certificate ends on {}",
+            "the home of gateway '{}' is in {}; its certificate ends on {}\n\
+             look over its config.toml: it has the defaults, and not what you have changed in this home's (limits, other CAs, \
+             revocation lists); database.url has no password and no path of this host, and wants a login role of its own with \
+             the rights of doorward_gateway alone\n\
+             then move it to its host, remove what stays here, and run 'doorward gateway run --home DIR' there",
             output::plain(&self.name),
             self.out.display(),
-            output::time(ends)
+            output::time(ends),
         ));
         Ok(())
     }
@@ -122,8 +125,16 @@ impl Add {
         let parent = self.out.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
         home::make_folder(parent)?;
         let mut unfinished = self.out.clone().into_os_string();
-        unfinished.push(format!(".{}.tmp", std::process::id()));
+        unfinished.push(".unfinished");
         let unfinished = Home::new(PathBuf::from(unfinished));
+        // What a run that was killed has left: keys that nobody else has seen, of no use to anybody but a thief.
+        match std::fs::remove_dir_all(unfinished.path()) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                let path = unfinished.path().to_owned();
+                return Err(FileError::Io { act: "remove", path, source }.into());
+            }
+            _ => {}
+        }
         let write = || -> Outcome {
             home::make_folder(&unfinished.path().join("pki"))?;
             home::write_new(&unfinished.config(), config, PUBLIC)?;

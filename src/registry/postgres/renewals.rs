@@ -16,8 +16,8 @@ use super::super::{
 };
 use super::{Postgres, audit, error, rows};
 
-/// The newest certificates of a device are looked at for a key that comes again.
-const NEWEST: i64 = 32;
+/// So many certificates of a device are looked at for a key that comes again: the revoked ones, then the newest.
+const LOOKED_AT: i64 = 256;
 
 #[async_trait]
 impl Renewals for Postgres {
@@ -132,6 +132,7 @@ async fn request(registry: &Postgres, phase: &Phase, requests: &[NewRequest]) ->
                 None => return Err(RegistryError::Unavailable("a request has just been pruned".to_owned())),
             },
             "refused" => Requested::Refused(rows::get(row, "reason")?),
+            "spent" => Requested::Spent(rows::get(row, "reason")?),
             _ => Requested::Limited,
         };
         if let Some(slot) = place.and_then(|place| outcomes.get_mut(place)) {
@@ -144,7 +145,7 @@ async fn request(registry: &Postgres, phase: &Phase, requests: &[NewRequest]) ->
 async fn requested(registry: &Postgres, ids: &[i64]) -> Result<HashMap<i64, Requested>> {
     let mut connection = registry.gateway().await?;
     let found = sqlx::query(
-        "SELECT r.id, r.state, r.reason, r.chain, c.der, c.not_after
+        "SELECT r.id, r.state, r.reason, r.spent, r.chain, c.der, c.not_after
          FROM requests r LEFT JOIN certificates c ON c.fingerprint = r.issued WHERE r.id = ANY ($1)",
     )
     .bind(ids)
@@ -163,7 +164,10 @@ fn outcome(row: &PgRow) -> Result<Requested> {
             chain: rows::get(row, "chain")?,
             not_after: rows::get(row, "not_after")?,
         },
-        _ => Requested::Refused(rows::get::<Option<String>>(row, "reason")?.unwrap_or_default()),
+        _ => {
+            let why = rows::get::<Option<String>>(row, "reason")?.unwrap_or_default();
+            if rows::get(row, "spent")? { Requested::Spent(why) } else { Requested::Refused(why) }
+        }
     })
 }
 
@@ -171,7 +175,7 @@ async fn waiting(registry: &Postgres, limit: u32) -> Result<Vec<WaitingRequest>>
     let mut connection = registry.operator().await?;
     let found = sqlx::query(
         "SELECT r.id, r.device, r.csr, r.gateway, d.fleet, d.status AS device_status, f.limits, c.status, c.valid_until, c.not_after,
-                ARRAY (SELECT k.der FROM certificates k WHERE k.device = r.device ORDER BY k.not_before DESC LIMIT $2) AS certificates
+                ARRAY (SELECT k.der FROM certificates k WHERE k.device = r.device ORDER BY (k.status = 'revoked') DESC, k.not_before DESC LIMIT $2) AS certificates
          FROM requests r
          JOIN devices d ON d.id = r.device
          JOIN fleets f ON f.id = d.fleet
@@ -180,7 +184,7 @@ async fn waiting(registry: &Postgres, limit: u32) -> Result<Vec<WaitingRequest>>
          ORDER BY r.id LIMIT $1",
     )
     .bind(i64::from(limit))
-    .bind(NEWEST)
+    .bind(LOOKED_AT)
     .fetch_all(&mut *connection)
     .await
     .map_err(error::read)?;
@@ -266,10 +270,11 @@ async fn decide(
                     .await
                     .map_err(error::read)?
             }
-            Decision::Refuse(why) => {
-                let refused: bool = sqlx::query_scalar("SELECT refuse_renewal($1, $2)")
+            Decision::Refuse(why) | Decision::RefuseKey(why) => {
+                let refused: bool = sqlx::query_scalar("SELECT refuse_renewal($1, $2, $3)")
                     .bind(id)
                     .bind(clean(why))
+                    .bind(matches!(decision, Decision::RefuseKey(_)))
                     .fetch_one(&mut *transaction)
                     .await
                     .map_err(error::read)?;

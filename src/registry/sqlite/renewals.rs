@@ -20,8 +20,8 @@ use super::{Sqlite, audit, certificates, error, feed, keys, rows};
 
 /// Of one device in a day, asked again after a refusal or their end.
 const MAX_TRIES: i64 = 10;
-/// The newest certificates of a device are looked at for a key that comes again.
-const NEWEST: i64 = 32;
+/// So many certificates of a device are looked at for a key that comes again: the revoked ones, then the newest.
+const LOOKED_AT: i64 = 256;
 const NO_LONGER: &str = "the request waits no longer";
 
 #[async_trait]
@@ -106,7 +106,7 @@ async fn put(connection: &mut SqliteConnection, request: &NewRequest) -> Result<
         return Ok(Requested::Refused("the certificate of this session does not hold any more".to_owned()));
     };
     let was = sqlx::query(
-        "SELECT r.id, r.state, r.reason, r.chain, c.der, c.not_after,
+        "SELECT r.id, r.state, r.reason, r.spent, r.chain, c.der, c.not_after,
                 r.expires > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AS waits,
                 c.status = 'active' AND c.not_after > strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AS holds
          FROM requests AS r LEFT JOIN certificates AS c ON c.fingerprint = r.issued
@@ -121,8 +121,9 @@ async fn put(connection: &mut SqliteConnection, request: &NewRequest) -> Result<
         match outcome(row)? {
             Requested::Issued { .. } if !rows::get::<bool>(row, "holds")? => {
                 let why = "the certificate of this key does not hold any more; make a new key";
-                return Ok(Requested::Refused(why.to_owned()));
+                return Ok(Requested::Spent(why.to_owned()));
             }
+            spent @ Requested::Spent(_) => return Ok(spent),
             issued @ Requested::Issued { .. } => return Ok(issued),
             Requested::Waiting(id) if rows::get(row, "waits")? => return Ok(Requested::Waiting(id)),
             _ => {}
@@ -154,7 +155,7 @@ async fn put(connection: &mut SqliteConnection, request: &NewRequest) -> Result<
          ON CONFLICT (device, public_key) DO UPDATE SET
              certificate = excluded.certificate, csr = excluded.csr, gateway = excluded.gateway,
              asked = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), expires = excluded.expires, tries = tries + 1,
-             state = 'waiting', reason = NULL
+             state = 'waiting', reason = NULL, spent = 0
          RETURNING id",
     )
     .bind(&device)
@@ -172,7 +173,7 @@ async fn put(connection: &mut SqliteConnection, request: &NewRequest) -> Result<
 async fn requested(registry: &Sqlite, ids: &[i64]) -> Result<HashMap<i64, Requested>> {
     let mut connection = registry.reader().await?;
     let found = sqlx::query(
-        "SELECT r.id, r.state, r.reason, r.chain, c.der, c.not_after
+        "SELECT r.id, r.state, r.reason, r.spent, r.chain, c.der, c.not_after
          FROM requests AS r LEFT JOIN certificates AS c ON c.fingerprint = r.issued
          WHERE r.id IN (SELECT value FROM json_each(?1))",
     )
@@ -191,7 +192,10 @@ fn outcome(row: &SqliteRow) -> Result<Requested> {
             chain: rows::get(row, "chain")?,
             not_after: rows::moment(row, "not_after")?,
         },
-        _ => Requested::Refused(rows::get::<Option<String>>(row, "reason")?.unwrap_or_default()),
+        _ => {
+            let why = rows::get::<Option<String>>(row, "reason")?.unwrap_or_default();
+            if rows::get(row, "spent")? { Requested::Spent(why) } else { Requested::Refused(why) }
+        }
     })
 }
 
@@ -214,10 +218,10 @@ async fn waiting(registry: &Sqlite, limit: u32) -> Result<Vec<WaitingRequest>> {
     for row in &found {
         let device: &str = rows::get(row, "device")?;
         let certificates = sqlx::query_scalar(
-            "SELECT der FROM certificates WHERE device = ?1 ORDER BY not_before DESC LIMIT ?2",
+            "SELECT der FROM certificates WHERE device = ?1 ORDER BY status = 'revoked' DESC, not_before DESC LIMIT ?2",
         )
         .bind(device)
-        .bind(NEWEST)
+        .bind(LOOKED_AT)
         .fetch_all(&mut *connection)
         .await
         .map_err(error::read)?;
@@ -287,7 +291,8 @@ async fn decide(
             Decision::Issue { certificate, chain, grace } => {
                 issue(&mut transaction, *id, certificate, chain, *grace).await?
             }
-            Decision::Refuse(why) => refuse(&mut transaction, *id, why).await?,
+            Decision::Refuse(why) => refuse(&mut transaction, *id, why, false).await?,
+            Decision::RefuseKey(why) => refuse(&mut transaction, *id, why, true).await?,
         });
     }
     audit::commit(phase, transaction).await?;
@@ -365,12 +370,18 @@ async fn issue(
     Ok(None)
 }
 
-async fn refuse(connection: &mut SqliteConnection, id: i64, why: &str) -> Result<Option<String>> {
+async fn refuse(
+    connection: &mut SqliteConnection,
+    id: i64,
+    why: &str,
+    spent: bool,
+) -> Result<Option<String>> {
     let owner: Option<String> = sqlx::query_scalar(
-        "UPDATE requests SET state = 'refused', reason = substr(?2, 1, 256) WHERE id = ?1 AND state = 'waiting' RETURNING device",
+        "UPDATE requests SET state = 'refused', reason = substr(?2, 1, 256), spent = ?3 WHERE id = ?1 AND state = 'waiting' RETURNING device",
     )
     .bind(id)
     .bind(clean(why))
+    .bind(spent)
     .fetch_optional(&mut *connection)
     .await
     .map_err(error::read)?;

@@ -286,7 +286,12 @@ pub(super) async fn prune_history(
     .rows_affected();
     let requests = sqlx::query(
         "DELETE FROM requests WHERE id IN (
-             SELECT id FROM requests WHERE asked < ?1 AND expires < strftime('%Y-%m-%dT%H:%M:%fZ', 'now') ORDER BY asked LIMIT ?2)",
+             SELECT id FROM requests WHERE asked < ?1 AND expires < strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+                 AND NOT EXISTS (
+                     SELECT 1 FROM certificates AS c WHERE c.fingerprint = issued AND c.status = 'active'
+                         AND c.not_after > strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+                 )
+             ORDER BY asked LIMIT ?2)",
     )
     .bind(&before)
     .bind(i64::from(limit).saturating_sub_unsigned(changes + events))

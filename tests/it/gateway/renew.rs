@@ -197,7 +197,7 @@ async fn requests_that_are_none_of_the_devices_are_refused_in_words() {
     let present = KeyPair::try_from(present).unwrap();
     device.say(renew("press-7", &present)).await;
     let reject = device.expect("reject").await;
-    assert_eq!(reject["error"], "forbidden");
+    assert_eq!(reject["error"], "bad_message");
     assert!(reject["detail"].as_str().unwrap().contains("has had already"), "{reject}");
     assert_eq!(house.db.number("SELECT count(*) FROM certificates").await, 1);
     // And after all of that, one that is right.

@@ -25,6 +25,7 @@ contract!(
     many_at_once_are_answered_in_their_order,
     what_is_decided_is_audited,
     old_requests_are_swept_away,
+    a_key_that_will_never_do_is_told_so_at_once,
     operators_see_the_newest_first,
     what_many_have_shown_is_confirmed_at_once_and_each_for_itself,
 );
@@ -110,7 +111,7 @@ async fn the_same_key_again_is_the_same_request(db: Database) {
     let again = registry.request_renewals(std::slice::from_ref(&by_the_new)).await.unwrap().remove(0);
     assert!(matches!(again, Requested::Issued { .. }), "{again:?}");
     registry.revoke_certificate(&Fingerprint::of(b"a2"), "lost", false).await.unwrap();
-    let Requested::Refused(why) = ask(registry, "a", "key").await else { panic!("not refused") };
+    let Requested::Spent(why) = ask(registry, "a", "key").await else { panic!("not refused") };
     assert!(why.contains("make a new key"), "{why}");
     assert!(matches!(ask(registry, "a", "another").await, Requested::Waiting(_)));
 }
@@ -283,6 +284,20 @@ async fn operators_see_the_newest_first(db: Database) {
     assert_eq!(seen(None, false, 1).await, [(last, "expired".to_owned(), None)]);
 }
 
+async fn a_key_that_will_never_do_is_told_so_at_once(db: Database) {
+    let registry = &db.registry;
+    add(registry, &["a"]).await;
+    let id = waits(registry, "a", "used").await;
+    decide(registry, id, Decision::RefuseKey("used before".to_owned())).await;
+    let spent = Requested::Spent("used before".to_owned());
+    assert_eq!(registry.requested(&[id]).await.unwrap()[&id], spent);
+    for _ in 0..12 {
+        assert_eq!(ask(registry, "a", "used").await, spent, "no try, and no work for an issuer");
+    }
+    assert!(registry.waiting_requests(10).await.unwrap().is_empty());
+    waits(registry, "a", "another").await;
+}
+
 async fn old_requests_are_swept_away(db: Database) {
     let registry = &db.registry;
     add(registry, &["a", "b"]).await;
@@ -293,8 +308,13 @@ async fn old_requests_are_swept_away(db: Database) {
     db.execute("UPDATE requests SET expires = '2020-01-02T00:00:00.000Z' WHERE state = 'issued'")
         .await
         .unwrap();
-    registry.prune_history(doorward::clock::utc(), 1000).await.unwrap();
-    assert_eq!(db.number("SELECT count(*) FROM requests").await, 1, "what waits waits");
+    let kept = async || {
+        registry.prune_history(doorward::clock::utc(), 1000).await.unwrap();
+        db.number("SELECT count(*) FROM requests").await
+    };
+    assert_eq!(kept().await, 2, "what waits waits, and what may bring the same chain again may");
+    registry.revoke_certificate(&Fingerprint::of(b"a2"), "lost", false).await.unwrap();
+    assert_eq!(kept().await, 1);
 }
 
 async fn what_many_have_shown_is_confirmed_at_once_and_each_for_itself(db: Database) {

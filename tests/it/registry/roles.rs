@@ -108,7 +108,7 @@ async fn each_role_may_do_its_own_and_no_more() {
         ("gio", "SELECT * FROM requests"),
         ("g", "SELECT request_renewal('ab', 'ab', 'ab', 'g', interval '1 day')"),
         ("i", "SELECT issue_renewal(1, 'ab', 'ab', 'ab', 'ab', now(), now(), 60, 'ab')"),
-        ("i", "SELECT refuse_renewal(1, 'ab')"),
+        ("i", "SELECT refuse_renewal(1, 'ab', false)"),
         ("", "UPDATE requests SET state = 'refused'"),
         ("", "DELETE FROM requests"),
         ("oa", "SELECT * FROM rotations"),
