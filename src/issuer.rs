@@ -174,6 +174,9 @@ fn judge(request: &WaitingRequest, late: Duration, now: OffsetDateTime) -> Resul
     judge_record(request, late, now).map_err(Decision::Refuse)?;
     let device = &request.device;
     let csr = Request::parse(&request.csr, device).map_err(|error| Decision::RefuseKey(error.to_string()))?;
+    if csr.key_fingerprint().to_string() != request.public_key {
+        return Err(Decision::Refuse("the request is for another key than its gateway says".to_owned()));
+    }
     let used: HashSet<Vec<u8>> = request
         .certificates
         .iter()

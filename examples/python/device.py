@@ -96,8 +96,15 @@ def session(files, todo, may_renew):
     kid, key = str(config["key"]["version"]), base64.urlsafe_b64decode(config["key"]["hmac"] + "=")
     link = {"me": config["device"], "kid": kid, "key": key, "heard": 0, "sent": 0}
     url = f"{args.url or config['url']}?key={kid}"  # have the session signed with the version that we hold
-    options = {"subprotocols": ["doorward.v1.jws"], "compression": None, "open_timeout": 30}
-    with connect(url, ssl=tls, **options) as socket, closing(socket):
+    options = {"subprotocols": ["doorward.v1.jws"], "compression": None, "open_timeout": 15}
+    for attempt in range(3):  # this library's handshake hangs now and then, on its own side
+        try:
+            socket = connect(url, ssl=tls, **options)
+            break
+        except TimeoutError:
+            if attempt == 2:
+                raise
+    with socket, closing(socket):
         return talk(socket, link, todo, files[1] is None, may_renew)
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -128,6 +135,8 @@ while again:
             words = f"refused with {error.response.status_code}: {problem.get('detail')}"
             if not (others and kind.startswith("certificate-")):
                 stop(words, 3 if kind == "device-revoked" else 1)
+            if kind == "certificate-revoked":  # it will never be let in: the next run asks for another one
+                renewal.forget(args.bundle)
         except ConnectionClosed as error:
             code, words = error.rcvd.code if error.rcvd else None, f"closed: {error}"
             if not (others and code in (4001, 4004)):

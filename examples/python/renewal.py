@@ -29,16 +29,22 @@ def pairs(bundle):
     """Certificate and key files to be shown, the newest first: while neither is let in, both are kept."""
     renewal = bundle / "renewal.pem"
     new = renewal.exists() and b"BEGIN CERTIFICATE" in renewal.read_bytes()
+    try:
+        new = new and x509.load_pem_x509_certificates(renewal.read_bytes())
+    except ValueError:  # of no use to anybody
+        new = forget(bundle)
     return ([(renewal, None)] if new else []) + [(bundle / "device.crt", bundle / "device.key")]
 
 def request(bundle, device):
     """A CSR. Its key is on the disk before anybody hears of it: the same key again brings the same chain."""
     renewal = bundle / "renewal.pem"
-    if not renewal.exists():
+    try:
+        key = serialization.load_pem_private_key(renewal.read_bytes(), None)
+    except (FileNotFoundError, ValueError):
         new = ec.generate_private_key(ec.SECP256R1())
         store(renewal, new.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
                                          serialization.NoEncryption()))
-    key = serialization.load_pem_private_key(renewal.read_bytes(), None)
+        key = new
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
     csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     return csr.public_bytes(serialization.Encoding.PEM).decode()

@@ -84,14 +84,19 @@ BEGIN
         state := 'waiting';
         RETURN;
     END IF;
-    IF (SELECT coalesce(sum(r.tries), 0) >= 10 FROM requests r WHERE r.device = held.device AND r.asked > now() - interval '1 day') THEN
+    -- Ten that an issuer has signed or has still to judge; a hundred in all, for a refusal may be somebody else's doing.
+    IF (
+        SELECT count(*) FILTER (WHERE r.state <> 'refused') >= 10 OR coalesce(sum(r.tries), 0) >= 100
+        FROM requests r WHERE r.device = held.device AND r.asked > now() - interval '1 day'
+    ) THEN
         state := 'limited';
         RETURN;
     END IF;
     UPDATE requests r SET state = 'refused', reason = 'the device has asked again with another key'
         WHERE r.device = held.device AND r.state = 'waiting' AND r.public_key <> request_renewal.public_key;
     INSERT INTO requests AS r (device, certificate, public_key, csr, gateway, expires)
-        VALUES (held.device, held.fingerprint, request_renewal.public_key, request_renewal.csr, request_renewal.gateway, now() + valid)
+        VALUES (held.device, held.fingerprint, request_renewal.public_key, request_renewal.csr, request_renewal.gateway,
+            now() + greatest(least(valid, interval '7 days'), interval '1 minute'))
         ON CONFLICT ON CONSTRAINT requests_device_public_key_key DO UPDATE SET
             certificate = excluded.certificate, csr = excluded.csr, gateway = excluded.gateway, asked = now(),
             expires = excluded.expires, tries = r.tries + 1, state = 'waiting', reason = NULL, spent = false

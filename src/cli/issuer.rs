@@ -63,7 +63,15 @@ async fn run(shared: &Shared) -> Outcome {
         registry::connect(&url, Access::Existing).map_err(|error| Failure::registry_at(&url, error))?;
     match registry.check_schema().await {
         // It waits for its registry as a gateway does.
-        Ok(()) | Err(RegistryError::Unavailable(_)) => {}
+        Ok(()) => {
+            if !registry.may_issue().await.map_err(|error| Failure::registry_at(&url, error))? {
+                return Err(Failure::new(format!("the database role at {url} may not record certificates"))
+                    .next(
+                        "connect as a login role that is a member of doorward_issuer (docs/operations.md)",
+                    ));
+            }
+        }
+        Err(RegistryError::Unavailable(_)) => {}
         Err(error) => return Err(Failure::registry_at(&url, error)),
     }
     let stop = CancellationToken::new();

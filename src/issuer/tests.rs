@@ -31,6 +31,7 @@ fn request(key: &KeyPair) -> WaitingRequest {
         fleet: FleetId::new("default").unwrap(),
         status: DeviceStatus::Active,
         limits: "{}".to_owned(),
+        public_key: doorward_pki::Fingerprint::of(key.public_key_raw()).to_string(),
         csr: csr("press-7", key),
         gateway: "gateway-1".to_owned(),
         renews: (CertificateStatus::Active, None, now() + days(1)),
@@ -83,6 +84,7 @@ fn what_the_record_does_not_allow_is_refused_with_the_reason() {
         ),
         (WaitingRequest { limits: "[]".to_owned(), ..good() }, "limits of fleet"),
         (WaitingRequest { csr: csr("press-8", &key), ..good() }, "press-8"),
+        (WaitingRequest { public_key: "0".repeat(64), ..good() }, "another key"),
         (WaitingRequest { csr: b"nothing".to_vec(), ..good() }, "not a certificate signing request"),
     ] {
         let why = refusal(&wrong);

@@ -65,6 +65,8 @@ pub struct WaitingRequest {
     pub status: DeviceStatus,
     /// The fleet's limits, as their JSON text.
     pub limits: String,
+    /// SHA-256 of the key's point, hex, as the gateway says.
+    pub public_key: String,
     /// PKCS#10, PEM or DER.
     pub csr: Vec<u8>,
     /// Who has heard it.
@@ -143,6 +145,8 @@ pub trait Renewals {
         waiting: bool,
         limit: u32,
     ) -> Result<Vec<RequestSummary>>;
+    /// Whether the role of this registry's connections may answer requests.
+    async fn may_issue(&self) -> Result<bool>;
     /// An issuer's answers, all in one transaction: for each why it could not be recorded, if it could not. One that was
     /// answered before stays as it is.
     async fn decide_requests(&self, decisions: &[(i64, Decision)]) -> Result<Vec<Option<String>>>;

@@ -140,6 +140,7 @@ fn a_late_session_can_do_nothing_but_renew() {
     assert_eq!(scene.session.receive(&scene.frame(6, 0.0, RENEW), at(0.0)), Verdict::Accepted);
     assert_eq!(renewals(&mut scene).len(), 1);
     // What the registry says meanwhile does not begin its time anew.
+    scene.session.heard(at(300.0));
     scene.session.update(Grant { grace_ends: Some(at(1200.0).wall), ..late() }, at(300.0));
     scene.session.heard(at(599.9));
     scene.session.tick(at(599.9));

@@ -48,6 +48,10 @@ impl Renewals for Postgres {
         within(OPERATOR_DEADLINE, list(self, device, waiting, limit)).await
     }
 
+    async fn may_issue(&self) -> Result<bool> {
+        within(QUERY_DEADLINE, may_issue(self)).await
+    }
+
     async fn decide_requests(&self, decisions: &[(i64, Decision)]) -> Result<Vec<Option<String>>> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, decide(self, &phase, decisions)).await
@@ -174,7 +178,7 @@ fn outcome(row: &PgRow) -> Result<Requested> {
 async fn waiting(registry: &Postgres, limit: u32) -> Result<Vec<WaitingRequest>> {
     let mut connection = registry.operator().await?;
     let found = sqlx::query(
-        "SELECT r.id, r.device, r.csr, r.gateway, d.fleet, d.status AS device_status, f.limits, c.status, c.valid_until, c.not_after,
+        "SELECT r.id, r.device, r.public_key, r.csr, r.gateway, d.fleet, d.status AS device_status, f.limits, c.status, c.valid_until, c.not_after,
                 ARRAY (SELECT k.der FROM certificates k WHERE k.device = r.device ORDER BY (k.status = 'revoked') DESC, k.not_before DESC LIMIT $2) AS certificates
          FROM requests r
          JOIN devices d ON d.id = r.device
@@ -196,6 +200,7 @@ async fn waiting(registry: &Postgres, limit: u32) -> Result<Vec<WaitingRequest>>
             fleet: fleet_id(rows::get(row, "fleet")?)?,
             status: DeviceStatus::read(rows::get(row, "device_status")?)?,
             limits: rows::get(row, "limits")?,
+            public_key: rows::get(row, "public_key")?,
             csr: rows::get(row, "csr")?,
             gateway: rows::get(row, "gateway")?,
             renews: (
@@ -243,6 +248,19 @@ async fn list(
         })
     };
     found.iter().map(read).collect()
+}
+
+async fn may_issue(registry: &Postgres) -> Result<bool> {
+    let mut connection = registry.operator().await?;
+    let may = sqlx::query_scalar(
+        "SELECT bool_and(has_function_privilege(oid, 'EXECUTE')) FROM pg_proc
+         WHERE pronamespace = 'doorward'::regnamespace AND proname IN ('issue_renewal', 'refuse_renewal')",
+    )
+    .fetch_one(&mut *connection)
+    .await
+    .map_err(error::read)?;
+    connection.release();
+    Ok(may)
 }
 
 async fn decide(

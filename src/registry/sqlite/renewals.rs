@@ -18,8 +18,9 @@ use super::super::{
 use super::rows::stamp;
 use super::{Sqlite, audit, certificates, error, feed, keys, rows};
 
-/// Of one device in a day, asked again after a refusal or their end.
-const MAX_TRIES: i64 = 10;
+/// Of one device in a day: that an issuer has signed or has still to judge, and in all, for a refusal may be somebody else's
+/// doing.
+const MOST: (i64, i64) = (10, 100);
 /// So many certificates of a device are looked at for a key that comes again: the revoked ones, then the newest.
 const LOOKED_AT: i64 = 256;
 const NO_LONGER: &str = "the request waits no longer";
@@ -51,6 +52,10 @@ impl Renewals for Sqlite {
         limit: u32,
     ) -> Result<Vec<RequestSummary>> {
         within(OPERATOR_DEADLINE, list(self, device, waiting, limit)).await
+    }
+
+    async fn may_issue(&self) -> Result<bool> {
+        Ok(true)
     }
 
     async fn decide_requests(&self, decisions: &[(i64, Decision)]) -> Result<Vec<Option<String>>> {
@@ -129,15 +134,15 @@ async fn put(connection: &mut SqliteConnection, request: &NewRequest) -> Result<
             _ => {}
         }
     }
-    let tries: i64 = sqlx::query_scalar(
-        "SELECT coalesce(sum(tries), 0) FROM requests
+    let asked: (i64, i64) = sqlx::query_as(
+        "SELECT count(*) FILTER (WHERE state <> 'refused'), coalesce(sum(tries), 0) FROM requests
          WHERE device = ?1 AND asked > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 day')",
     )
     .bind(&device)
     .fetch_one(&mut *connection)
     .await
     .map_err(error::read)?;
-    if tries >= MAX_TRIES {
+    if asked.0 >= MOST.0 || asked.1 >= MOST.1 {
         return Ok(Requested::Limited);
     }
     sqlx::query(
@@ -202,7 +207,7 @@ fn outcome(row: &SqliteRow) -> Result<Requested> {
 async fn waiting(registry: &Sqlite, limit: u32) -> Result<Vec<WaitingRequest>> {
     let mut connection = registry.reader().await?;
     let found = sqlx::query(
-        "SELECT r.id, r.device, r.csr, r.gateway, d.fleet, d.status AS device_status, f.limits, c.status, c.valid_until, c.not_after
+        "SELECT r.id, r.device, r.public_key, r.csr, r.gateway, d.fleet, d.status AS device_status, f.limits, c.status, c.valid_until, c.not_after
          FROM requests AS r
          JOIN devices AS d ON d.id = r.device
          JOIN fleets AS f ON f.id = d.fleet
@@ -231,6 +236,7 @@ async fn waiting(registry: &Sqlite, limit: u32) -> Result<Vec<WaitingRequest>> {
             fleet: fleet_id(rows::get(row, "fleet")?)?,
             status: DeviceStatus::read(rows::get(row, "device_status")?)?,
             limits: rows::get(row, "limits")?,
+            public_key: rows::get(row, "public_key")?,
             csr: rows::get(row, "csr")?,
             gateway: rows::get(row, "gateway")?,
             renews: (

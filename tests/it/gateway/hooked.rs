@@ -337,6 +337,10 @@ impl Renewals for Hooked {
         self.asked()?.requests(device, waiting, limit).await
     }
 
+    async fn may_issue(&self) -> Result<bool> {
+        self.asked()?.may_issue().await
+    }
+
     async fn decide_requests(&self, decisions: &[(i64, Decision)]) -> Result<Vec<Option<String>>> {
         self.asked()?.decide_requests(decisions).await
     }
