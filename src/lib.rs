@@ -24,4 +24,5 @@ mod route;
 pub mod secrets;
 mod sink;
 pub mod tls;
+pub mod trial;
 mod upgrade;

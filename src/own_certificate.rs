@@ -21,6 +21,7 @@ use crate::clock;
 use crate::config::TlsSection;
 use crate::entropy::{self, NoEntropy};
 use crate::home::{self, FileError, Home, PUBLIC, SECRET};
+use crate::trial::{self, TrialError};
 
 /// Why the gateway's certificate is not renewed.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +60,9 @@ pub enum RenewError {
     /// The CA itself ends.
     #[error("a new certificate would hold no longer than the old one: the issuing CA itself ends at {0}")]
     CaEnds(String),
+    /// Nobody who trusts the home's root would accept a new one.
+    #[error("a new certificate would lock every device out: {0}")]
+    NotAccepted(#[from] TrialError),
 }
 
 /// A certificate that has been renewed.
@@ -179,6 +183,13 @@ impl Pair {
         if chain.is_empty() { Err(unreadable("no certificate in it".to_owned())) } else { Ok(chain) }
     }
 
+    /// For whom the certificate in place is; nobody, where there is none that could be read.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<Host> {
+        let leaf = self.chain().ok().and_then(|chain| ServerCertificate::parse(chain.first()?).ok());
+        leaf.map(|leaf| leaf.hosts).unwrap_or_default()
+    }
+
     /// Puts a new certificate with a new key in the place of the old one: for these hosts, or for those of the old one.
     ///
     /// # Errors
@@ -223,6 +234,12 @@ impl Pair {
         if hosts.is_empty() && leaf.shortened && ends.is_some_and(|ends| not_after <= ends) {
             return Err(RenewError::CaEnds(clock::rfc3339(authority.not_after().unix_timestamp())));
         }
+        // Devices trust the home's root. A home without it signs for one that has it.
+        let roots = roots(home);
+        if !roots.is_empty() {
+            let ca = authority.certificate_der().into();
+            trial::check_server(&leaf.der.as_slice().into(), &ca, &roots, &names)?;
+        }
         self.replace(&format!("{}{}", leaf.pem(), authority.certificate_pem()), &key_pem)?;
         Ok(Renewed { hosts: names, not_after })
     }
@@ -230,11 +247,16 @@ impl Pair {
 
 /// Whether a CA of this home has signed a certificate: the one that is to sign, or another below the same root.
 fn is_ours(leaf: &[u8], above: &[CertificateDer<'_>], home: &Home, authority: &Authority) -> bool {
-    let root = home::read(&home.pki("root.crt"))
-        .ok()
-        .and_then(|text| CertificateDer::from_pem_slice(text.as_bytes()).ok());
+    let roots = roots(home);
+    let below_a_root = |ca: &CertificateDer<'_>| roots.iter().any(|root| is_signed_by(ca, root));
     is_signed_by(leaf, authority.certificate_der())
-        || root.is_some_and(|root| above.iter().any(|ca| is_signed_by(leaf, ca) && is_signed_by(ca, &root)))
+        || above.iter().any(|ca| is_signed_by(leaf, ca) && below_a_root(ca))
+}
+
+/// The home's roots, as far as they can be read: beside its own, there may be one that has signed an issuing CA elsewhere.
+fn roots(home: &Home) -> Vec<CertificateDer<'static>> {
+    let text = home::read(&home.pki("root.crt")).ok();
+    text.and_then(|text| doorward_pki::certificates_from_pem(&text)).unwrap_or_default()
 }
 
 /// The name of a file that is to take another's place.

@@ -183,6 +183,8 @@ impl From<RenewError> for Failure {
             RenewError::Foreign(_) | RenewError::Link(_) => Self::refused(what)
                 .next("renew it where it comes from; a gateway that runs takes the new files by itself"),
             RenewError::CaEnds(_) => Self::refused(what).next("make a new issuing CA first"),
+            RenewError::NotAccepted(_) => Self::refused(what)
+                .next("the old one stands; name hosts that this CA may sign with --host, or make an issuing CA that may"),
             _ => Self::new(what),
         }
     }

@@ -149,3 +149,27 @@ fn a_ca_that_ends_first_gains_nothing() {
     let refused = scene.pair.renew(&scene.home, &old_root, &[]);
     assert!(matches!(refused, Err(RenewError::CaEnds(_))), "{refused:?}");
 }
+
+#[test]
+fn a_pair_that_devices_would_refuse_is_never_put_in_place() {
+    let (scene, old, _) = Scene::new();
+    let (stranger, ..) = Scene::new();
+    // The root is another than the one that has signed the CA.
+    fs::copy(stranger.home.pki("root.crt"), scene.home.pki("root.crt")).unwrap();
+    let refused = scene.pair.renew(&scene.home, &scene.authority, &[]);
+    assert!(matches!(refused, Err(RenewError::NotAccepted(TrialError::Server { .. }))), "{refused:?}");
+    assert_eq!((scene.in_place(), scene.leftovers()), (old, 0));
+}
+
+#[test]
+fn a_pair_below_any_of_the_homes_roots_is_ours() {
+    let (scene, ..) = Scene::new();
+    let (next, ..) = Scene::new();
+    // A CA that signs now, below a root that has come to stand before the one that the pair in place is below.
+    let [own, other] = [&scene, &next].map(|scene| home::read(&scene.home.pki("root.crt")).unwrap());
+    for both in [format!("{own}{other}"), format!("{other}{own}")] {
+        home::write_over(&scene.home.pki("root.crt"), both, PUBLIC).unwrap();
+        scene.pair.renew(&scene.home, &next.authority, &[]).unwrap();
+        scene.pair.renew(&scene.home, &scene.authority, &[]).unwrap();
+    }
+}

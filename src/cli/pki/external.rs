@@ -14,8 +14,9 @@ use super::super::{Shared, issue, output};
 use super::rollover;
 use super::taken::Wait;
 use crate::home::{self, Home, PUBLIC};
+use crate::own_certificate::Pair;
 use crate::registry::{DeviceFilter, DeviceStatus, Registry};
-use crate::{clock, entropy};
+use crate::{clock, entropy, trial};
 
 #[derive(Args, Debug)]
 pub(in super::super) struct Csr {
@@ -185,6 +186,7 @@ impl Import {
             ))
             .next("have it signed with a subject key identifier of its own"));
         }
+        self.try_out(shared, home, &authority, foreign.as_ref())?;
         if doorward_pki::crl::may_sign(&authority).is_err() {
             output::say(
                 "warning: this CA may not sign revocation lists (cRLSign is missing in its key usage): 'cert crl' will refuse",
@@ -194,6 +196,27 @@ impl Import {
             output::say(format!("warning: {words}"));
         }
         Ok(Checked { der, key, foreign })
+    }
+
+    /// Whether its certificates would be of use to this home's gateway and devices.
+    fn try_out(
+        &self,
+        shared: &Shared,
+        home: &Home,
+        authority: &Authority,
+        foreign: Option<&CertificateDer<'static>>,
+    ) -> Outcome {
+        let mut roots = all(&home.pki("root.crt"))?;
+        roots.extend(foreign.cloned());
+        let mut hosts = Pair::of(&shared.config()?.tls, home).hosts();
+        if hosts.is_empty() {
+            hosts.extend("localhost".parse());
+        }
+        trial::try_out(authority, &roots, &hosts).map_err(|error| {
+            Failure::new(format!("{}: {error}", self.cert.display())).next(
+                "nothing is changed; have it signed without what forbids that ('doorward pki csr' asks for what is needed)",
+            )
+        })
     }
 
     /// Finds the root above it: one of the home's, or the given one, which is told if the home's devices do not trust it.

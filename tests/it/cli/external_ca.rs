@@ -162,6 +162,34 @@ fn what_does_not_fit_is_refused_and_nothing_is_written() {
 }
 
 #[test]
+fn a_ca_whose_certificates_nobody_would_accept_is_refused_and_nothing_is_written() {
+    let desk = Desk::new();
+    desk.run("pki csr --out ca.csr --name Worthless").done();
+    for (says, words) in [
+        ("extendedKeyUsage=serverAuth", ["a gateway would refuse every device", "Worthless"]),
+        ("extendedKeyUsage=clientAuth", ["a device would refuse a gateway at 'localhost'", "Worthless"]),
+        ("nameConstraints=critical,permitted;DNS:example.com", ["at 'localhost'", "name constraints"]),
+        ("nameConstraints=critical,excluded;IP:127.0.0.0/255.0.0.0", ["a device would refuse", "name constraints"]),
+        ("1.2.3.4=critical,ASN1:UTF8String:unheard of", ["Worthless", "ritical"]),
+    ] {
+        let _ = fs::remove_file(desk.path("signed.crt"));
+        sign(&desk, HOME_ROOT, "ca.csr", &format!("{GOOD}{says}\n"), "signed.crt");
+        desk.run("pki import --cert signed.crt").fails(1, &words);
+        desk.run("pki import --cert signed.crt --trust-only").fails(1, &words);
+        assert_eq!(desk.modes("home/pki").len(), 8, "csr.key besides what init made");
+    }
+    // Constraints are no fault as long as what is signed here keeps to them.
+    let _ = fs::remove_file(desk.path("signed.crt"));
+    let says =
+        format!("{GOOD}extendedKeyUsage=serverAuth,clientAuth\nnameConstraints=excluded;DNS:example.com\n");
+    sign(&desk, HOME_ROOT, "ca.csr", &says, "signed.crt");
+    desk.run("pki import --cert signed.crt").done();
+    desk.run("gateway renew-cert --host gate.example.com")
+        .fails(4, &["lock every device out", "name constraints"]);
+    desk.run("gateway renew-cert").done();
+}
+
+#[test]
 fn a_ca_that_may_sign_no_lists_is_taken_with_a_warning() {
     let desk = Desk::new();
     desk.run("pki csr --out ca.csr").done();
