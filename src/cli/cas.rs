@@ -165,9 +165,20 @@ pub(super) fn public_key(pem: &str, path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(public)
 }
 
-/// Writes a CA key that is not there: under the passphrase, if one is given.
+/// Writes a key for an issuing CA that is not there: encrypted if and only if the key that signs now is. What unlocks the
+/// root need not be there when a gateway starts, and who has put the present key under a passphrase wants no other.
 pub(super) fn write_key(path: &Path, pem: &Zeroizing<String>, shared: &Shared) -> Outcome {
-    let Some(passphrase) = shared.passphrase()? else { return Ok(home::write_new(path, pem, home::SECRET)?) };
+    let present = home::read_secret(&shared.home().pki("issuing.key"))?;
+    if !key_file::is_encrypted(&present) {
+        return Ok(home::write_new(path, pem, home::SECRET)?);
+    }
+    let Some(passphrase) = shared.passphrase()? else {
+        return Err(Failure::new(format!(
+            "{} would stand in the clear beside an issuing key that is encrypted",
+            path.display()
+        ))
+        .next("give the passphrase with --passphrase-file"));
+    };
     let encrypted = key_file::encrypt(pem, passphrase.as_slice(), entropy::random()?, entropy::random()?)
         .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
     Ok(home::write_new(path, &encrypted, home::SECRET)?)

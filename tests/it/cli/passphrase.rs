@@ -94,3 +94,30 @@ fn keys_that_stand_in_the_clear_are_not_silently_left_so() {
     desk.run("init --passphrase-file right").done().says(&["the CA keys stand as they are"]);
     assert_eq!(fs::read(desk.home("pki/root.key")).unwrap(), key);
 }
+
+#[test]
+fn a_new_issuing_key_is_encrypted_if_and_only_if_the_present_one_is() {
+    let desk = desk();
+    desk.run("init").done();
+    let encrypt = |key: &str| {
+        let line = format!("pkcs8 -topk8 -in home/pki/{key} -out sealed -passout file:right");
+        let (done, words) = openssl(&desk, &line);
+        assert!(done, "{words}");
+        fs::copy(desk.path("sealed"), desk.home(&format!("pki/{key}"))).unwrap();
+    };
+    let (clear, sealed) = ("-----BEGIN PRIVATE KEY-----", "-----BEGIN ENCRYPTED PRIVATE KEY-----");
+    // The passphrase is the root's alone: a gateway that signs by itself is not to need it from now on.
+    encrypt("root.key");
+    desk.run("pki rollover begin --passphrase-file right").done();
+    assert_eq!(first_line(&desk, "pki/issuing.key"), clear);
+    desk.run("device add press-7").done();
+    desk.run("device revoke press-7 --reason test --no-wait").done();
+    desk.run("pki rollover finish").done();
+
+    encrypt("issuing.key");
+    desk.run("pki csr --out a.csr").fails(1, &["encrypted", "--passphrase-file"]);
+    desk.run("pki csr --out a.csr --passphrase-file right").done();
+    assert_eq!(first_line(&desk, "pki/csr.key"), sealed);
+    desk.run("pki rollover begin --passphrase-file right").done();
+    assert_eq!(first_line(&desk, "pki/issuing.key"), sealed);
+}
