@@ -21,6 +21,7 @@ use crate::clock;
 use crate::identity::{Denied, Problem};
 
 pub(super) use lists::load as load_lists;
+use lists::{Lists, WithdrawnList};
 pub(crate) use path::{Origin, Path};
 
 /// Verdicts that are remembered: one for each chain that devices send, of which there are a few.
@@ -57,6 +58,8 @@ type Verdicts = HashMap<[u8; 32], (Arc<Path>, Verdict)>;
 pub(crate) struct Trust {
     pub(crate) cas: Vec<TrustedCa>,
     pub(crate) lists: Vec<TrustedList>,
+    /// Lists whose CAs have been withdrawn since they were read.
+    withdrawn: Vec<WithdrawnList>,
     verdicts: Mutex<Verdicts>,
 }
 
@@ -67,13 +70,15 @@ enum Verdict {
     Until(i64),
     /// They lead nowhere.
     Nowhere,
+    /// They lead nowhere at this moment: a certificate above them is not valid yet, or any more. The clock may be set.
+    NotNow,
     /// A CA above them is revoked.
     Revoked,
 }
 
 impl Trust {
-    pub(super) fn new(cas: Vec<TrustedCa>, lists: Vec<TrustedList>) -> Self {
-        Self { cas, lists, verdicts: Mutex::default() }
+    pub(super) fn new(cas: Vec<TrustedCa>, lists: Lists) -> Self {
+        Self { cas, lists: lists.trusted, withdrawn: lists.withdrawn, verdicts: Mutex::default() }
     }
 
     /// Where a certificate comes from that a handshake has verified: what a session keeps of its chain.
@@ -106,7 +111,7 @@ impl Trust {
         let (Some(path), Some(serial)) = (&origin.path, &origin.serial) else { return Err(untrusted()) };
         match self.known(Arc::clone(path)).1 {
             Verdict::Until(end) if seconds(now) <= end => {}
-            Verdict::Until(_) | Verdict::Nowhere => return Err(untrusted()),
+            Verdict::Until(_) | Verdict::Nowhere | Verdict::NotNow => return Err(untrusted()),
             Verdict::Revoked => return Err(revoked("a CA above this certificate is on a revocation list")),
         }
         let listed =
@@ -123,7 +128,10 @@ impl Trust {
         if let Some((path, verdict)) = known.get(&path.name()) {
             return (Arc::clone(path), *verdict);
         }
-        let verdict = self.follow(&path);
+        let verdict = self.follow(&path, seconds(clock::now().wall));
+        if verdict == Verdict::NotNow {
+            return (path, verdict);
+        }
         if known.len() >= MAX_VERDICTS {
             known.clear();
         }
@@ -133,36 +141,39 @@ impl Trust {
 
     /// Climbs from the CA that signed a leaf to one that is trusted. Its constraints were the handshake's to ask, and are the
     /// next one's again.
-    fn follow(&self, path: &Path) -> Verdict {
-        let now = clock::now().wall;
+    fn follow(&self, path: &Path, now: i64) -> Verdict {
         let Some(mut id) = path.signer else { return Verdict::Nowhere };
-        let mut until = i64::MAX;
+        let (mut until, mut nowhere) = (i64::MAX, Verdict::Nowhere);
         for _ in 0..=MAX_INTERMEDIATES {
             if self.lists.iter().any(|one| one.revoked_cas.contains(&id)) {
                 return Verdict::Revoked;
             }
-            let trusted = self.cas.iter().filter(|ca| ca.facts.id() == id);
-            let mut valid = trusted.filter(|ca| check_dates(&ca.facts, seconds(now)).is_ok());
-            if let Some(ca) = valid.next() {
-                return Verdict::Until(until.min(ca.facts.not_after()));
+            for ca in self.cas.iter().filter(|ca| ca.facts.id() == id) {
+                if check_dates(&ca.facts, now).is_ok() {
+                    return Verdict::Until(until.min(ca.facts.not_after()));
+                }
+                nowhere = Verdict::NotNow;
             }
-            let Some((der, facts)) = path.find(id) else { return Verdict::Nowhere };
-            if check_intermediates(std::slice::from_ref(der), seconds(now)).is_err() {
-                return Verdict::Nowhere;
+            let Some((der, facts)) = path.find(id) else { return nowhere };
+            if check_dates(&facts, now).is_err() {
+                return Verdict::NotNow;
+            }
+            if check_intermediates(std::slice::from_ref(der), now).is_err() {
+                return nowhere;
             }
             until = until.min(facts.not_after());
             let cas = self.cas.iter().map(|ca| &ca.der).chain(&path.above);
             let Some(above) =
                 cas.filter(|ca| is_signed_by(der, ca)).find_map(|ca| CaCertificate::parse(ca).ok())
             else {
-                return Verdict::Nowhere;
+                return nowhere;
             };
             if self.lists.iter().any(|one| one.list.issuer == above.id() && names(&one.list, der)) {
                 return Verdict::Revoked;
             }
             id = above.id();
         }
-        Verdict::Nowhere
+        nowhere
     }
 }
 
@@ -174,4 +185,35 @@ fn names(list: &RevocationList, der: &[u8]) -> bool {
 
 fn seconds(now: NumericDate) -> i64 {
     i64::try_from(now.as_duration().as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use doorward_pki::{Authority, Serial};
+    use time::Duration;
+
+    use super::*;
+    use crate::entropy;
+
+    #[test]
+    fn what_fails_on_dates_alone_is_asked_again() {
+        for (begins, verdict, known) in [
+            (clock::utc(), "Until", 1),
+            // By a clock that is behind. It will be set, and the same chain comes again.
+            (clock::utc() + Duration::DAY, "NotNow", 0),
+        ] {
+            let serial = Serial::from_random(entropy::random().unwrap());
+            let root = Authority::root("Root", entropy::key_pair().unwrap(), serial, begins).unwrap();
+            let der = CertificateDer::from(root.certificate_der().to_vec());
+            let facts = CaCertificate::parse(&der).unwrap();
+            let id = facts.id();
+            let trust = Trust::new(vec![TrustedCa { der, facts }], Lists::default());
+            for signer in [Some(id), None] {
+                trust.known(Arc::new(Path::new(signer, &[])));
+            }
+            let (_, said) = trust.known(Arc::new(Path::new(Some(id), &[])));
+            assert!(format!("{said:?}").starts_with(verdict), "{said:?}");
+            assert_eq!(trust.verdicts.lock().unwrap().len(), known + 1, "besides the one that leads nowhere");
+        }
+    }
 }

@@ -160,3 +160,69 @@ async fn a_list_that_ends_while_it_is_in_force_goes_on_counting_and_is_refused_a
     let error = house.start_error().await;
     assert!(error.contains("a.crl") && error.contains("ended at") && error.contains("fetch"), "{error}");
 }
+
+#[tokio::test]
+async fn a_ca_that_is_withdrawn_goes_though_its_list_is_still_configured() {
+    let house = House::start().await;
+    let (other_root, other) = authorities("Other issuing CA");
+    write(&house, "pki/other.crt", other.certificate_pem().as_bytes());
+    write(&house, "pki/other-root.crt", other_root.certificate_pem().as_bytes());
+    write(&house, "pki/other.crl", &list(&other, Duration::DAY, &[]));
+    let visitor = certify(&other, "visitor", |_| {});
+    house.record("visitor", "default", &visitor).await;
+    let with = |cas: &[&str]| {
+        let cas: Vec<PathBuf> = cas.iter().map(Into::into).collect();
+        house.write_config(|config| {
+            config.tls.device_cas = cas;
+            config.tls.crls = vec!["pki/other.crl".into()];
+        });
+    };
+    with(&["pki/issuing.crt", "pki/other.crt", "pki/other-root.crt"]);
+    house.gateway.reload().await.unwrap();
+    let mut device = Device::prove(&house, &visitor).await;
+    // Below the root its devices would still get in, and nobody would know whom the list names.
+    with(&["pki/issuing.crt", "pki/other-root.crt"]);
+    let error = house.gateway.reload().await.unwrap_err().to_string();
+    assert!(error.contains("none of the device CAs"), "{error}");
+    device.hello().await;
+    with(&["pki/issuing.crt"]);
+    assert_eq!(house.gateway.reload().await.unwrap().ended, 1);
+    device.closed_with_bye(4004).await;
+    // It stays left out when something else changes, and counts again when its CA is back.
+    with(&["pki/issuing.crt", "pki/root.crt"]);
+    house.gateway.reload().await.unwrap();
+    with(&["pki/issuing.crt", "pki/other-root.crt"]);
+    let error = house.gateway.reload().await.unwrap_err().to_string();
+    assert!(error.contains("none of the device CAs"), "{error}");
+    with(&["pki/issuing.crt", "pki/other.crt"]);
+    house.gateway.reload().await.unwrap();
+    assert_eq!(house.gateway.expiries().revocation_lists.len(), 1);
+    Device::prove(&house, &visitor).await;
+}
+
+#[tokio::test]
+async fn a_list_that_is_older_than_the_one_in_force_is_refused() {
+    let house = House::start().await;
+    let bad = house.add_device("bad").await;
+    let of = |minutes: i64, names: &[&Credentials]| {
+        let begins = clock::utc() - Duration::minutes(minutes);
+        let mut list = Crl::new(1, begins, begins + Duration::DAY, Scope::Unsaid);
+        for credentials in names {
+            let leaf = Leaf::parse(&credentials.chain[0]).unwrap();
+            list.enter(leaf.serial(), begins, Reason::KeyCompromise).unwrap();
+        }
+        list.sign(&house.issuing).unwrap()
+    };
+    write(&house, "pki/a.crl", &of(5, &[&bad]));
+    configure(&house, &["pki/a.crl"]).await.unwrap();
+    write(&house, "pki/a.crl", &of(10, &[]));
+    let error = house.gateway.reload().await.unwrap_err().to_string();
+    assert!(error.contains("a.crl") && error.contains("older than the one in force"), "{error}");
+    // Nor by another name.
+    write(&house, "pki/b.crl", &of(10, &[]));
+    let error = configure(&house, &["pki/b.crl"]).await.unwrap_err();
+    assert!(error.contains("b.crl") && error.contains("older than the one in force"), "{error}");
+    assert_eq!(problem_of(&refused(&house, &bad).await), "certificate-revoked");
+    write(&house, "pki/b.crl", &of(1, &[&bad]));
+    configure(&house, &["pki/b.crl"]).await.unwrap();
+}
