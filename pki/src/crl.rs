@@ -259,10 +259,16 @@ pub fn may_sign(authority: &Authority) -> Result<(), CrlError> {
 /// The number of a list, in PEM or DER, that this authority has signed. `None`: it is another's, or no list.
 #[must_use]
 pub fn number_of(list: &[u8], authority: &Authority) -> Option<u64> {
+    number_by(list, authority.certificate_der())
+}
+
+/// The same, of the CA with this certificate in DER.
+#[must_use]
+pub fn number_by(list: &[u8], ca: &[u8]) -> Option<u64> {
     let decoded = CertificateRevocationListDer::from_pem_slice(list).ok();
     let der = decoded.as_deref().unwrap_or(list);
     let (rest, crl) = CertificateRevocationList::from_der(der).ok()?;
-    let (_, ours) = X509Certificate::from_der(authority.certificate_der()).ok()?;
+    let (_, ours) = X509Certificate::from_der(ca).ok()?;
     crl.verify_signature(ours.public_key()).ok()?;
     if !rest.is_empty() {
         return None;

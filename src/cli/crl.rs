@@ -9,9 +9,10 @@ use doorward_pki::{Authority, CrlError};
 use serde_json::json;
 use time::Duration;
 
+use super::cas::{self, Ca};
 use super::failure::{Failure, Outcome};
-use super::{Shared, cas, issue, output};
-use crate::home;
+use super::{Shared, issue, output};
+use crate::home::{self, Home};
 use crate::registry::{Cause, NewCrl, RevokedFilter};
 
 /// Certificates of one query.
@@ -49,7 +50,7 @@ pub(super) async fn run(shared: &Shared, args: &CrlArgs) -> Outcome {
         None => issue::authority(&shared.home(), "issuing", shared)?,
     };
     crl::may_sign(&authority)?;
-    let above = number_at(&args.out, &authority)?;
+    let above = number_at(&args.out, &authority, &shared.home())?;
     let registry = shared.registry().await?;
     let new = NewCrl {
         issuer: authority.key_id().to_owned(),
@@ -112,7 +113,7 @@ pub(super) async fn run(shared: &Shared, args: &CrlArgs) -> Outcome {
 
 /// The number of the list that the file holds; 0 where there is no file. Another authority's, or no list at all, is not
 /// overwritten. A registry that was restored from a backup has forgotten its last numbers: the file has not.
-fn number_at(path: &Path, authority: &Authority) -> Result<i64, Failure> {
+fn number_at(path: &Path, authority: &Authority, home: &Home) -> Result<i64, Failure> {
     let shown = path.display();
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
@@ -133,8 +134,30 @@ fn number_at(path: &Path, authority: &Authority) -> Result<i64, Failure> {
         Err(error) => return Err(Failure::new(format!("cannot read {shown}: {error}"))),
     }
     let bytes = fs::read(path).map_err(|error| Failure::new(format!("cannot read {shown}: {error}")))?;
-    let number = crl::number_of(&bytes, authority).ok_or_else(foreign)?;
+    let Some(number) = crl::number_of(&bytes, authority) else {
+        let cas = cas::read(&home.pki("issuing.crt")).unwrap_or_default();
+        let signer = cas.iter().find(|ca| crl::number_by(&bytes, ca.der()).is_some());
+        return Err(signer.map_or_else(foreign, |signer| of_another(path, signer, authority)));
+    };
     i64::try_from(number).map_err(|_| foreign())
+}
+
+/// During a rollover there are two lists, each in a file of its own: who fetches the one file goes on to need the old CA's.
+fn of_another(path: &Path, signer: &Ca, authority: &Authority) -> Failure {
+    let (shown, old, new) = (path.display(), signer.key_id(), authority.key_id());
+    let extension = path.extension().unwrap_or_default().to_string_lossy();
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let short = new.get(..8).unwrap_or(new);
+    let own = path
+        .with_file_name(format!("{stem}-{short}.{}", if extension.is_empty() { "crl" } else { &*extension }));
+    Failure::refused(format!(
+        "{shown} is no revocation list of this CA, {new}, but of CA {old} of this home, and is not overwritten"
+    ))
+    .next(format!(
+        "'doorward cert crl --issuer {old} --out {shown}' goes on with that; this CA's list has a file of its own: \
+         'doorward cert crl --out {}', to be named beside it where lists are served or read (crl.files)",
+        own.display()
+    ))
 }
 
 impl From<CrlError> for Failure {

@@ -144,10 +144,12 @@ pub(super) fn say(shared: &Shared, standing: &Standing, changed: bool) -> Outcom
         )),
         None => output::say(format!(
             "{already}CA {} signs from now on, until {}; CA {} stays trusted until 'doorward pki rollover finish'\n\
-             a gateway on another host lets the new one's devices in once it has got and read the new pki/issuing.crt, or if it trusts the root",
+             a gateway on another host lets the new one's devices in once it has got and read the new pki/issuing.crt, or if it trusts the root\n\
+             revocation lists: 'doorward cert crl --issuer {} --out FILE' goes on with the old CA's in its file; the new one's list needs a file of its own",
             signs.key_id(),
             output::time(signs.not_after()),
-            old.join(", ")
+            old.join(", "),
+            old.first().copied().unwrap_or("KEYID")
         )),
     }
     Ok(())
