@@ -1,6 +1,7 @@
 //! One counter for each verdict, connection and session. Labels come from enums, so there are as many as there are and
 //! no peer can make more.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -70,6 +71,25 @@ pub struct Expiries {
     pub revocation_lists: Vec<(String, i64)>,
     /// The soonest of the certificates that proven sessions came by.
     pub session_certificates: Option<i64>,
+}
+
+impl fmt::Display for Expiries {
+    /// In days, the soonest of each kind: for a log line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let days = |seconds: i64| seconds.div_euclid(86_400);
+        let soonest = |all: &[(String, i64)]| all.iter().map(|(_, left)| *left).min();
+        write!(f, "server certificate {}d", days(self.server_certificate))?;
+        for (what, left) in [
+            ("device CA", soonest(&self.device_cas)),
+            ("revocation list", soonest(&self.revocation_lists)),
+            ("certificate of a session", self.session_certificates),
+        ] {
+            if let Some(left) = left {
+                write!(f, ", {what} {}d", days(left))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The counters at a moment.

@@ -214,7 +214,9 @@ impl Pair {
                 path: self.certificate.clone(),
                 reason: error.to_string(),
             })?;
-            (name, names, ends) = (read.name, read.hosts, Some(read.not_after));
+            // One that a clock has made that ran ahead is of no use, however long it would hold.
+            let holds = read.not_before <= clock::utc().unix_timestamp();
+            (name, names, ends) = (read.name, read.hosts, holds.then_some(read.not_after));
         }
         if !hosts.is_empty() {
             (name, names) = (hosts.first().map(Host::to_string), hosts.to_vec());

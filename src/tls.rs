@@ -174,7 +174,6 @@ impl DeviceVerifier {
                     return Err(content("not a CA certificate that may sign others".to_owned()));
                 }
                 trusted.push(TrustedCa { der: der.clone(), facts: facts.clone() });
-                warn_of_end(&der, &facts);
                 let mut roots = RootCertStore::empty();
                 roots.add(der).map_err(|error| content(error.to_string()))?;
                 let verifier =
@@ -189,21 +188,6 @@ impl DeviceVerifier {
         match cas.first().map(|ca| Arc::clone(&ca.verifier)) {
             Some(any) => Ok((Self { cas, any }, trusted)),
             None => Err(TlsError::Content { path: home.config(), reason: "no device CA".to_owned() }),
-        }
-    }
-}
-
-/// Says so of a CA that ends soon or has ended: a fleet that finds out by its refusals has found out too late.
-fn warn_of_end(der: &CertificateDer<'_>, ca: &CaCertificate) {
-    let left = ca.not_after() - clock::utc().unix_timestamp();
-    if left < home::CA_ENDS_SOON.whole_seconds() {
-        let subject = display_subject(der);
-        let key_id = ca.key_id().unwrap_or("-");
-        if left < 0 {
-            warn!(%subject, key_id, "this device CA has expired, and the devices below it are refused in TLS");
-        } else {
-            let days = left / 86_400;
-            warn!(%subject, key_id, days, "this device CA ends soon, and the devices below it with it; 'doorward pki rollover begin' makes another");
         }
     }
 }

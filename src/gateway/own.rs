@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{Gateway, Live};
-use crate::clock;
 use crate::metrics::Expiries;
 use crate::own_certificate::Pair;
+use crate::{clock, home};
 
 /// How often the dates are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -20,8 +20,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 const TRY_EVERY: Duration = Duration::from_secs(3600);
 /// How often the same is said.
 const SAY_EVERY: Duration = Duration::from_secs(24 * 3600);
-/// How long before a device CA's end it is said, in seconds.
-const CA_ENDS_WITHIN: i64 = 30 * 86_400;
 
 /// Loads the CA that signs the gateway's own certificate, each time anew: its key stays in memory no longer than it signs.
 pub type Signer = Box<dyn Fn() -> Result<Authority, String> + Send + Sync>;
@@ -48,12 +46,15 @@ impl Upcoming {
 /// Runs until it is stopped.
 pub(super) async fn run(gateway: Arc<Gateway>, stop: CancellationToken) {
     let mut looks = tokio::time::interval(LOOK_EVERY);
-    loop {
-        tokio::select! {
-            _ = looks.tick() => {}
-            () = stop.cancelled() => return,
+    let looking = async {
+        loop {
+            looks.tick().await;
+            gateway.look_at_dates().await;
         }
-        gateway.look_at_dates().await;
+    };
+    tokio::select! {
+        () = looking => {}
+        () = stop.cancelled() => {}
     }
 }
 
@@ -92,28 +93,40 @@ impl Gateway {
         }
         let live = self.live();
         let now = clock::utc().unix_timestamp();
-        if now >= live.tls.own_facts.renew_from() {
+        let own = &live.tls.own_facts;
+        if now < own.not_before && self.upcoming.lock().await.may_say("own early", clock::now().monotonic) {
+            error!(
+                from = clock::rfc3339(own.not_before),
+                "the gateway's own certificate is not valid yet: devices refuse this gateway. It was made by a clock that ran ahead, or this one is behind"
+            );
+        }
+        if now >= own.renew_from() || now < own.not_before {
             self.renew_own(&live, now).await;
         }
         let live = self.live();
         let monotonic = clock::now().monotonic;
         let mut upcoming = self.upcoming.lock().await;
+        let expiries = self.expiries();
         for ca in &live.trust().cas {
-            let end = ca.facts.not_after();
-            let name = ca.name();
-            if end - now <= CA_ENDS_WITHIN && upcoming.may_say(&format!("ca {name}"), monotonic) {
-                warn!(
-                    ca = name,
-                    ends = clock::rfc3339(end),
-                    "a device CA ends soon or has ended, and with it every certificate that it has signed: issue by another one first"
-                );
+            let left = ca.facts.not_after() - now;
+            // Of two CAs of one name each is told.
+            let (subject, key_id) = (ca.name(), ca.facts.key_id().unwrap_or("-"));
+            let ends_soon = left < home::CA_ENDS_SOON.whole_seconds();
+            if !ends_soon || !upcoming.may_say(&format!("ca {:?}", ca.facts.id()), monotonic) {
+                continue;
+            }
+            if left < 0 {
+                warn!(%subject, key_id, %expiries, "this device CA has expired, and the devices below it are refused in TLS");
+            } else {
+                let days = left / 86_400;
+                warn!(%subject, key_id, days, %expiries, "this device CA ends soon, and the devices below it with it; 'doorward pki rollover begin' makes another");
             }
         }
         for one in &live.trust().lists {
             let (name, end) = (&one.list.issuer_name, one.list.next_update);
-            if end <= now && upcoming.may_say(&format!("list {name}"), monotonic) {
+            if end <= now && upcoming.may_say(&format!("list {:?}", one.list.issuer), monotonic) {
                 warn!(
-                    issuer = name, file = %one.path.display(), ended = clock::rfc3339(end),
+                    issuer = name, file = %one.path.display(), ended = clock::rfc3339(end), %expiries,
                     "a revocation list has ended: it still counts, but what was revoked since is not known; fetch the newer one"
                 );
             }
@@ -167,12 +180,12 @@ impl Gateway {
         if end < now {
             error!(
                 ended = ends,
-                reason, mend, "the gateway's own certificate has expired: devices refuse this gateway"
+                reason, mend, expiries = %self.expiries(), "the gateway's own certificate has expired: devices refuse this gateway"
             );
         } else {
             warn!(
                 ends,
-                reason, mend, "the gateway's own certificate is to be renewed, and cannot be from here"
+                reason, mend, expiries = %self.expiries(), "the gateway's own certificate is to be renewed, and cannot be from here"
             );
         }
     }

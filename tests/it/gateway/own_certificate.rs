@@ -133,3 +133,31 @@ async fn what_ends_soonest_is_counted_and_a_list_that_has_ended_is_named() {
     assert_eq!(lines("a revocation list has ended"), 1);
     assert_eq!(lines("a device CA ends soon"), 0);
 }
+
+#[tokio::test]
+async fn one_that_a_clock_has_made_that_ran_ahead_is_named_and_renewed() {
+    let house = House::start().await;
+    let credentials = house.add_device("press-7").await;
+    let (certificate, key) = (house.issuing.certificate_pem(), house.issuing.key_pem());
+    house
+        .gateway
+        .set_signer(Box::new(move || Authority::load(&certificate, &key).map_err(|error| error.to_string())));
+    let key = doorward::entropy::key_pair().unwrap();
+    let serial = Serial::from_random(doorward::entropy::random().unwrap());
+    let hosts = ["localhost".parse().unwrap(), "127.0.0.1".parse().unwrap()];
+    let ahead = clock::utc() + Duration::days(30);
+    // It would hold longer than any that could take its place now.
+    let leaf = house
+        .issuing
+        .issue_gateway("localhost", &hosts, &key, serial, ahead, Duration::days(36_500))
+        .unwrap();
+    let chain = format!("{}{}", leaf.pem(), house.issuing.certificate_pem());
+    write_over(&house.file("pki/gateway.crt"), chain, PUBLIC).unwrap();
+    write_over(&house.file("pki/gateway.key"), doorward_pki::key_to_pem(&key).as_str(), SECRET).unwrap();
+    house.gateway.reload().await.unwrap();
+    house.gateway.look_at_dates().await;
+    assert_eq!(lines("the gateway's own certificate is not valid yet"), 1);
+    assert_eq!(lines("own certificate is renewed"), 1);
+    let new = ServerCertificate::parse(&shown(&house, &credentials).await).unwrap();
+    assert!(new.not_before <= clock::utc().unix_timestamp());
+}
