@@ -24,6 +24,7 @@ use crate::clock;
 use crate::config::served_as;
 use crate::gateway::Gateway;
 use crate::http::{self, Answer, Asked, plain};
+use crate::stamp::Stamp;
 
 /// Where lists stand.
 const FOLDER: &str = "/crl/";
@@ -32,8 +33,19 @@ const FOLDER: &str = "/crl/";
 #[derive(Clone)]
 struct Read {
     path: PathBuf,
-    stamp: (u64, u64, i64, i64, u64),
-    list: Result<Arc<List>, String>,
+    stamp: Stamp,
+    list: Result<Arc<List>, Unserved>,
+}
+
+/// Why a file is not served.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+enum Unserved {
+    /// It could not be read this time.
+    #[error("{0}")]
+    Unread(String),
+    /// It is no list, until it is another file.
+    #[error("{0}")]
+    NoList(String),
 }
 
 struct List {
@@ -77,16 +89,21 @@ pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: Canc
 
 impl Shelf {
     /// What a file holds; `None` where there is none. Read again when it is another; what is wrong with it is said then.
-    fn read(&self, path: &PathBuf, files: &[PathBuf]) -> Option<Result<Arc<List>, String>> {
+    fn read(&self, path: &PathBuf, files: &[PathBuf]) -> Option<Result<Arc<List>, Unserved>> {
         let mut shelf = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Of files that are served no more nothing is kept.
         shelf.retain(|read| files.contains(&read.path));
-        let stamp = stamp(path)?;
-        if let Some(read) = shelf.iter().find(|read| read.path == *path && read.stamp == stamp) {
+        let stamp = Stamp::of(path).filter(|stamp| stamp.is_file)?;
+        let known = shelf.iter().find(|read| read.path == *path && read.stamp == stamp);
+        // What could not be read may be readable now, and its file is the same.
+        if let Some(read) = known.filter(|read| !matches!(read.list, Err(Unserved::Unread(_)))) {
             return Some(read.list.clone());
         }
+        let said = known.and_then(|read| read.list.as_ref().err().cloned());
         let list = List::read(path).map(Arc::new);
-        if let Err(error) = &list {
+        if let Err(error) = &list
+            && said.as_ref() != Some(error)
+        {
             warn!(file = %path.display(), %error, "this is not served as a revocation list");
         }
         shelf.retain(|read| read.path != *path);
@@ -95,21 +112,18 @@ impl Shelf {
     }
 }
 
-fn stamp(path: &PathBuf) -> Option<(u64, u64, i64, i64, u64)> {
-    use std::os::unix::fs::MetadataExt as _;
-    let metadata = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
-    Some((metadata.dev(), metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
-}
-
 impl List {
-    fn read(path: &PathBuf) -> Result<Self, String> {
+    fn read(path: &PathBuf) -> Result<Self, Unserved> {
+        let no_list = |error: crl::ReadError| Unserved::NoList(error.to_string());
         let mut bytes = Vec::new();
         File::open(path)
             .and_then(|file| file.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes))
-            .map_err(|error| error.to_string())?;
-        let (lists, _) = crl::sections(&bytes).map_err(|error| error.to_string())?;
-        let [list] = lists.as_slice() else { return Err("there are several lists in it".to_owned()) };
-        let (this_update, next_update) = crl::updates(list).map_err(|error| error.to_string())?;
+            .map_err(|error| Unserved::Unread(error.to_string()))?;
+        let (lists, _) = crl::sections(&bytes).map_err(no_list)?;
+        let [list] = lists.as_slice() else {
+            return Err(Unserved::NoList("there are several lists in it".to_owned()));
+        };
+        let (this_update, next_update) = crl::updates(list).map_err(no_list)?;
         let digest: String = Sha256::digest(list).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         Ok(Self {
             der: Bytes::copy_from_slice(list),

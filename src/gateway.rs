@@ -7,6 +7,7 @@ mod follow;
 mod live;
 pub(crate) mod mailbox;
 mod own;
+mod reading;
 mod records;
 mod reload;
 mod renewals;
@@ -56,6 +57,7 @@ use credentials::ShownCredentials;
 use follow::Follower;
 use mailbox::Ending;
 use own::Upcoming;
+use reading::Reading;
 use reload::LookedAt;
 use sessions::{Handle, Sessions};
 
@@ -93,6 +95,7 @@ pub struct Gateway {
     /// What may change while it runs.
     live: ArcSwap<Live>,
     looked_at: tokio::sync::Mutex<LookedAt>,
+    reading: Reading,
     /// Its name, in the registry and in logs.
     pub(crate) name: Arc<str>,
     pub(crate) registry: Arc<dyn Registry>,
@@ -185,6 +188,7 @@ impl Gateway {
             ready: tokio::sync::watch::Sender::new(false),
             instance,
             looked_at: tokio::sync::Mutex::new(looked_at),
+            reading: Reading::default(),
             live: ArcSwap::from_pointee(live),
             home,
             earliest: AtomicI64::new(clock::earliest()?.unix_timestamp()),
@@ -204,6 +208,11 @@ impl Gateway {
     /// Told when a device has asked for a certificate: for an [`Issuer`](crate::issuer::Issuer) in the same process.
     pub fn issue_now(&self) -> Arc<Notify> {
         Arc::clone(&self.issue_now)
+    }
+
+    /// What certificates are to be like that are issued beside this gateway, and who may still renew: as configured now.
+    pub fn certificate_rules(&self) -> crate::config::CertificatesSection {
+        self.live.load().config.certificates.clone()
     }
 
     /// How many devices have a session or are being admitted.

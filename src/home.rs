@@ -100,6 +100,19 @@ impl Home {
     }
 }
 
+/// Refuses what is no regular file before it is opened: who opens a pipe that nobody writes to waits for ever. For files that
+/// are read while others wait; a command may well read a pipe.
+///
+/// # Errors
+/// [`FileError`] naming it.
+pub fn must_be_file(path: &Path) -> Result<(), FileError> {
+    let metadata = fs::metadata(path).map_err(|source| not_read(path, source))?;
+    if metadata.is_file() {
+        return Ok(());
+    }
+    Err(not_read(path, io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")))
+}
+
 /// Reads a file that is no secret.
 ///
 /// # Errors

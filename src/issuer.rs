@@ -29,6 +29,9 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// The CA that signs now: asked before each batch, since an operator may replace it. The error is in words.
 pub type Signer = Box<dyn FnMut() -> Result<Arc<Authority>, String> + Send>;
 
+/// What a certificate is like, and who may still renew: asked before each batch, since a configuration may change.
+pub type Rules = Box<dyn FnMut() -> CertificatesSection + Send>;
+
 /// An issuer at work.
 pub struct Issuer {
     /// Where the requests are.
@@ -36,7 +39,7 @@ pub struct Issuer {
     /// What signs.
     pub signer: Signer,
     /// What a certificate is like.
-    pub rules: CertificatesSection,
+    pub rules: Rules,
     /// Told when there may be a request.
     pub news: Arc<Notify>,
 }
@@ -100,7 +103,7 @@ impl Issuer {
         // A clock that has stepped back: what it dates would be wrong for a year.
         clock::check().map_err(|error| IssuerError::Signer(error.to_string()))?;
         let authority = (self.signer)().map_err(IssuerError::Signer)?;
-        let rules = self.rules.clone();
+        let rules = (self.rules)();
         // Some hundred signatures: not on a thread that others wait for.
         let judged = tokio::task::spawn_blocking(move || {
             let decide = |request: &WaitingRequest| Ok((request.id, decide(request, &authority, &rules)?));

@@ -23,6 +23,7 @@ pub mod registry;
 mod route;
 pub mod secrets;
 mod sink;
+mod stamp;
 pub mod tls;
 pub mod trial;
 mod upgrade;

@@ -14,6 +14,7 @@ use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Level, Metadata, error, info, warn};
 use tracing_subscriber::EnvFilter;
@@ -24,11 +25,12 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use super::failure::{Failure, Outcome};
 use super::{Shared, issue, issuer, output, renew_cert};
 use crate::clock::ClockError;
-use crate::config::Config;
 use crate::home::{self, Home, SECRET};
 use crate::master::MasterKeys;
 use crate::own_certificate::Pair;
-use crate::registry::{self, Access, DeviceFilter, GatewayStatus, KeyState, Registry, RegistryError};
+use crate::registry::{
+    self, Access, DatabaseUrl, DeviceFilter, GatewayStatus, KeyState, Registry, RegistryError,
+};
 use crate::{clock, gateway};
 
 /// Connections that the kernel holds for us.
@@ -86,50 +88,37 @@ impl Gateway {
     }
 }
 
+/// A gateway before it serves.
+struct Started {
+    gateway: Arc<gateway::Gateway>,
+    listener: TcpListener,
+    url: DatabaseUrl,
+    registry: Arc<dyn Registry>,
+    /// For as long as this process lives: two on one home would take each other's name.
+    _lock: File,
+}
+
 async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
     start_log()?;
-    let home = shared.home();
-    let config = shared.config()?;
-    let address = listen.unwrap_or(config.gateway.listen);
-    let master = shared.master_keys()?;
-    // For as long as this process lives: two on one home would take each other's name.
-    let _lock = hold(&home)?;
-    wait_for_clock().await?;
-    // A renewal that was cut short is finished before its halves are read.
-    Pair::of(&config.tls, &home).recover()?;
-    let url = shared.database_url(&config)?;
-    let registry =
-        registry::connect(&url, Access::Expected).map_err(|error| Failure::registry_at(&url, error))?;
-    match registry.check_schema().await {
-        Ok(()) => check_master(&*registry, &master).await?,
-        // Whether it may serve without is the gateway's to know.
-        Err(RegistryError::Unavailable(_)) => {}
-        Err(error) => return Err(Failure::registry_at(&url, error)),
-    }
-    gateway::check_entropy()?;
-    raise_file_limit(config.limits.connections);
-    let beside = issuer::has_key(&home).then(|| (config.clone(), Arc::clone(&registry)));
-    let gateway = gateway::Gateway::new(config, home.clone(), registry, master).await?;
-    let signer = shared.clone();
-    gateway.set_signer(Box::new(move || {
-        issue::authority(&home, "issuing", &signer).map_err(|failure| failure.what().to_owned())
-    }));
-    // Before anybody is shown one that has expired.
-    gateway.look_at_dates().await;
-
-    // Signals first: one that comes from now on drains instead of killing.
+    // Signals first: one that comes from now on is neither lost nor the death of a gateway that waits for its clock.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let listener = listen_on(address)?;
+    let started = tokio::select! {
+        started = start(shared, listen) => started?,
+        _ = terminate.recv() => return Err(Failure::new("ended by SIGTERM before it served")),
+        _ = interrupt.recv() => return Err(Failure::new("interrupted before it served")),
+    };
+    let Started { gateway, listener, url, registry, _lock } = started;
     let local = listener.local_addr()?;
-
     let shutdown = CancellationToken::new();
-    if let Some((config, registry)) = beside {
-        issue_beside(shared, &config, registry, &gateway, shutdown.clone());
+    if issuer::has_key(&shared.home()) {
+        issue_beside(shared, registry, &gateway, shutdown.clone());
     }
     let mut serving = tokio::spawn(gateway::serve(Arc::clone(&gateway), listener, shutdown.clone()));
     let mut listening = false;
+    // Beside the signals: files that are slow to read do not keep it from ending. What comes meanwhile waits, as one.
+    let mut reloading = JoinSet::new();
     loop {
         tokio::select! {
             // Said once it is true: whoever waits for the line may connect.
@@ -150,7 +139,11 @@ async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
                 }
                 shutdown.cancel();
             }
-            _ = hangup.recv() => gateway.hang_up().await,
+            _ = hangup.recv(), if reloading.is_empty() => {
+                let gateway = Arc::clone(&gateway);
+                reloading.spawn(async move { gateway.hang_up().await });
+            }
+            Some(_) = reloading.join_next() => {}
             // The drain is bounded by itself; this is the bound on that.
             () = async { shutdown.cancelled().await; tokio::time::sleep(gateway.drain_within() + Duration::from_secs(10)).await } => {
                 return Err(Failure::new("the drain did not end in time"));
@@ -159,12 +152,45 @@ async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
     }
 }
 
+/// All that comes before the first connection.
+async fn start(shared: &Shared, listen: Option<SocketAddr>) -> Result<Started, Failure> {
+    let home = shared.home();
+    // What is wrong with it is said at once, whatever the clock.
+    shared.config()?;
+    let lock = hold(&home)?;
+    wait_for_clock().await?;
+    // As it is now: it may have been written while the clock was waited for.
+    let config = shared.config()?;
+    let address = listen.unwrap_or(config.gateway.listen);
+    let master = shared.master_keys()?;
+    // A renewal that was cut short is finished before its halves are read.
+    Pair::of(&config.tls, &home).recover()?;
+    let url = shared.database_url(&config)?;
+    let registry =
+        registry::connect(&url, Access::Expected).map_err(|error| Failure::registry_at(&url, error))?;
+    match registry.check_schema().await {
+        Ok(()) => check_master(&*registry, &master).await?,
+        // Whether it may serve without is the gateway's to know.
+        Err(RegistryError::Unavailable(_)) => {}
+        Err(error) => return Err(Failure::registry_at(&url, error)),
+    }
+    gateway::check_entropy()?;
+    raise_file_limit(config.limits.connections);
+    let gateway = gateway::Gateway::new(config, home.clone(), Arc::clone(&registry), master).await?;
+    let signer = shared.clone();
+    gateway.set_signer(Box::new(move || {
+        issue::authority(&home, "issuing", &signer).map_err(|failure| failure.what().to_owned())
+    }));
+    // Before anybody is shown one that has expired.
+    gateway.look_at_dates().await;
+    Ok(Started { gateway, listener: listen_on(address)?, url, registry, _lock: lock })
+}
+
 /// A home that has the issuing key answers its devices' requests itself. That it cannot keeps nobody out.
 fn issue_beside(
     shared: &Shared,
-    config: &Config,
     registry: Arc<dyn Registry>,
-    gateway: &gateway::Gateway,
+    gateway: &Arc<gateway::Gateway>,
     stop: CancellationToken,
 ) {
     let mut signer = issuer::signer(shared);
@@ -175,7 +201,10 @@ fn issue_beside(
             return;
         }
     }
-    let issuer = issuer::of(signer, registry, config, gateway.issue_now());
+    // It goes by what the gateway goes by: who is let in to renew late is renewed.
+    let rules = Arc::clone(gateway);
+    let rules = Box::new(move || rules.certificate_rules());
+    let issuer = issuer::of(signer, registry, rules, gateway.issue_now());
     tokio::spawn(async move {
         if let Err(error) = issuer.run(stop).await {
             warn!(%error, "this gateway has an issuing key, but its database role may not record certificates; run 'doorward issuer run' as doorward_issuer");

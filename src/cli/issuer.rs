@@ -1,9 +1,6 @@
 //! `issuer run`: the issuing key on a host of its own, and the issuer beside a gateway.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use clap::Subcommand;
 use doorward_pki::Authority;
@@ -12,14 +9,17 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::failure::{Failure, Outcome};
 use super::gateway::start_log;
 use super::{Shared, device, issue, output};
+use crate::config::Config;
 use crate::gateway;
 use crate::home::Home;
-use crate::issuer::{self, Signer};
+use crate::issuer::{self, Rules, Signer};
 use crate::registry::{self, Access, Registry, RegistryError};
+use crate::stamp::Stamp;
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Issuer {
@@ -77,7 +77,8 @@ async fn run(shared: &Shared) -> Outcome {
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut issuing = tokio::spawn(of(signer, registry, &config, Arc::default()).run(stop.clone()));
+    let mut issuing =
+        tokio::spawn(of(signer, registry, rules(shared, config), Arc::default()).run(stop.clone()));
     output::say(format!(
         "issuing by the CA with key {} until {}",
         authority.key_id(),
@@ -131,14 +132,35 @@ async fn list(shared: &Shared, device: Option<&DeviceId>, waiting: bool, limit: 
     output::print_table(&table, "there is no such request")
 }
 
-/// An issuer of this configuration.
+/// An issuer by these rules.
 pub(super) fn of(
     signer: Signer,
     registry: Arc<dyn Registry>,
-    config: &crate::config::Config,
+    rules: Rules,
     news: Arc<Notify>,
 ) -> issuer::Issuer {
-    issuer::Issuer { registry, signer, rules: config.certificates.clone(), news }
+    issuer::Issuer { registry, signer, rules, news }
+}
+
+/// What the home's configuration says of certificates: read again when its file is another. One that cannot be used changes
+/// nothing, and is said once.
+fn rules(shared: &Shared, config: Config) -> Rules {
+    let home = shared.home();
+    // Before it is read for the first time here: what was written since the start is a change.
+    let (mut known, mut rules) = (None, config.certificates);
+    Box::new(move || {
+        let stamp = Stamp::of(&home.config());
+        if known != Some(stamp) {
+            known = Some(stamp);
+            match Config::load(&home) {
+                Ok(config) => rules = config.certificates,
+                Err(error) => {
+                    warn!(%error, "the configuration has changed, and is not taken: certificates are issued as before");
+                }
+            }
+        }
+        rules.clone()
+    })
 }
 
 /// The home's issuing CA: read again when its files are others, so that it may be replaced under a running issuer.
@@ -147,7 +169,7 @@ pub(super) fn signer(shared: &Shared) -> Signer {
     let mut known: Option<([Option<Stamp>; 2], Arc<Authority>)> = None;
     Box::new(move || {
         let home = shared.home();
-        let stamps = files(&home).map(|path| stamp(&path));
+        let stamps = files(&home).map(|path| Stamp::of(&path));
         if let Some((of, authority)) = &known
             && *of == stamps
         {
@@ -168,11 +190,4 @@ pub(super) fn has_key(home: &Home) -> bool {
 
 fn files(home: &Home) -> [std::path::PathBuf; 2] {
     ["issuing.crt", "issuing.key"].map(|name| home.pki(name))
-}
-
-type Stamp = (u64, u64, Option<SystemTime>);
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let metadata = path.metadata().ok()?;
-    Some((metadata.ino(), metadata.len(), metadata.modified().ok()))
 }

@@ -9,11 +9,12 @@ use tracing::{info, warn};
 
 use super::live::Live;
 use super::mailbox::Ending;
+use super::reading::ReadingError;
 use super::watch::{Stamps, stamps};
 use super::{Gateway, trusted};
 use crate::clock;
 use crate::config::{self, Config, ConfigError, Taken};
-use crate::home::Home;
+use crate::home::{self, FileError, Home};
 use crate::own_certificate::Pair;
 use crate::tls::{self, TlsError};
 
@@ -27,8 +28,11 @@ pub enum ReloadError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// Reading it did not come to an end.
-    #[error("reading the configuration failed: {0}")]
-    Failed(String),
+    #[error(transparent)]
+    Reading(#[from] ReadingError),
+    /// The configuration is something else than a file.
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// What a reload has taken.
@@ -64,13 +68,17 @@ impl Gateway {
     pub async fn reload(&self) -> Result<Reloaded, ReloadError> {
         let mut looked_at = self.looked_at.lock().await;
         let running = self.live();
-        // Before anything is read: what is written meanwhile is a change.
-        looked_at.stamps = stamps(&watched(&running.config, &self.home));
-        let (home, before) = (self.home.clone(), Arc::clone(&running));
-        let read = tokio::task::spawn_blocking(move || read(&home, &before)).await;
-        let (named, read) = read.map_err(|error| ReloadError::Failed(error.to_string()))?;
-        // Also where it is refused: a file that it would have needed may be mended.
-        looked_at.stamps.add(&named);
+        let home = self.home.clone();
+        let reading = move || {
+            // Before anything is read: what is written meanwhile is a change.
+            let mut seen = stamps(&watched(&running.config, &home));
+            let (named, read) = read(&home, &running);
+            // Also where it is refused: a file that it would have needed may be mended.
+            seen.add(&named);
+            (seen, read)
+        };
+        let (seen, read) = self.reading.take(reading).await?;
+        looked_at.stamps = seen;
         let (live, changed, waiting) = read?;
         looked_at.waiting.clone_from(&waiting);
         if changed.is_empty() {
@@ -165,9 +173,13 @@ type Read = (Live, Vec<String>, Vec<String>);
 
 /// Reads everything; also which files that took.
 fn read(home: &Home, running: &Live) -> (BTreeSet<PathBuf>, Result<Read, ReloadError>) {
-    let new = match Config::load(home) {
+    let load = || -> Result<Config, ReloadError> {
+        home::must_be_file(&home.config())?;
+        Ok(Config::load(home)?)
+    };
+    let new = match load() {
         Ok(new) => new,
-        Err(error) => return (BTreeSet::new(), Err(error.into())),
+        Err(error) => return (BTreeSet::new(), Err(error)),
     };
     let taken = config::take(&running.config, &new);
     (watched(&taken.config, home), read_files(home, running, taken))

@@ -4,30 +4,21 @@
 //! sees a link that was turned to another file as well as a file that was written over.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 use super::Gateway;
+use crate::stamp::Stamp;
 
 /// Between looks. What has changed is read when it has not changed since the look before.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A state that cannot be used is said to be so when it has lasted for so many looks: a certificate and its key are two
 /// files, and are written one after the other.
 const MEND_WITHIN: u32 = 3;
-
-/// What tells that a file is another: where it lies, when it was written or its mode changed, how long it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    written: (i64, i64),
-    changed: (i64, i64),
-    length: u64,
-}
 
 /// Files as they were. Of one that is not there, that is what is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,13 +28,13 @@ impl Stamps {
     /// Looks at more files.
     pub(super) fn add(&mut self, paths: &BTreeSet<PathBuf>) {
         for path in paths {
-            self.0.entry(path.clone()).or_insert_with_key(stamp);
+            self.0.entry(path.clone()).or_insert_with_key(|path| Stamp::of(path));
         }
     }
 
     /// The same files as they are now.
     fn again(&self) -> Self {
-        Self(self.0.keys().map(|path| (path.clone(), stamp(path))).collect())
+        Self(self.0.keys().map(|path| (path.clone(), Stamp::of(path))).collect())
     }
 }
 
@@ -54,33 +45,39 @@ pub(super) fn stamps(paths: &BTreeSet<PathBuf>) -> Stamps {
     stamps
 }
 
-fn stamp(path: &PathBuf) -> Option<Stamp> {
-    // What a link leads to.
-    let metadata = std::fs::metadata(path).ok()?;
-    Some(Stamp {
-        device: metadata.dev(),
-        inode: metadata.ino(),
-        written: (metadata.mtime(), metadata.mtime_nsec()),
-        changed: (metadata.ctime(), metadata.ctime_nsec()),
-        length: metadata.len(),
-    })
-}
-
 /// Runs until it is stopped.
 pub(super) async fn run(gateway: Arc<Gateway>, stop: CancellationToken) {
+    // At any point: a file that is not to be had is no reason to stay.
+    tokio::select! {
+        () = look(&gateway) => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+async fn look(gateway: &Gateway) {
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut last = None;
     // Looks at which what has come to rest could not be used.
     let mut broken = 0;
+    let mut stuck = false;
     loop {
-        tokio::select! {
-            _ = looks.tick() => {}
-            () = stop.cancelled() => return,
-        }
+        looks.tick().await;
         gateway.look_at_clock();
         let taken = gateway.looked_at.lock().await.stamps.clone();
-        let now = taken.again();
+        let again = taken.clone();
+        let now = match gateway.reading.take(move || again.again()).await {
+            Ok(now) => now,
+            Err(error) => {
+                if !std::mem::replace(&mut stuck, true) {
+                    warn!(%error, "configuration and certificates stand as they were until their files can be looked at");
+                }
+                continue;
+            }
+        };
+        if std::mem::take(&mut stuck) {
+            info!("the files of the configuration can be looked at again");
+        }
         let rests = last.replace(now.clone()).is_none_or(|last| last == now);
         if !rests {
             broken = 0;

@@ -35,7 +35,9 @@ impl<'a> Files<'a> {
 
     /// Certificates in PEM, at least one.
     pub(super) fn certificates(&mut self, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-        let text = home::read(&self.home.resolve(path))?;
+        let resolved = self.home.resolve(path);
+        home::must_be_file(&resolved)?;
+        let text = home::read(&resolved)?;
         self.note(path, text.as_bytes());
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
         let reason = match chain {
@@ -47,7 +49,9 @@ impl<'a> Files<'a> {
     }
 
     pub(super) fn secret(&mut self, path: &Path) -> Result<Zeroizing<String>, TlsError> {
-        let text = home::read_secret(&self.home.resolve(path))?;
+        let resolved = self.home.resolve(path);
+        home::must_be_file(&resolved)?;
+        let text = home::read_secret(&resolved)?;
         self.note(path, text.as_bytes());
         Ok(text)
     }
@@ -55,6 +59,7 @@ impl<'a> Files<'a> {
     /// A file of revocation lists, of which no more is read than one may have.
     pub(super) fn lists(&mut self, path: &Path) -> Result<(Vec<u8>, Content), TlsError> {
         let resolved = self.home.resolve(path);
+        home::must_be_file(&resolved)?;
         let mut bytes = Vec::new();
         let read = File::open(&resolved)
             .and_then(|file| file.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes));

@@ -72,3 +72,25 @@ fn a_gateway_that_waits_can_be_ended() {
     signal(&child, "TERM");
     assert!(!child.wait().unwrap().success());
 }
+
+#[test]
+fn what_is_configured_while_a_gateway_waits_counts_and_a_hangup_does_not_end_it() {
+    let desk = Desk::new();
+    let mut command = desk.command("gateway run --listen 127.0.0.1:0");
+    let soon = clock::utc() + Duration::seconds(4);
+    command.env(clock::NOT_BEFORE, soon.format(&Rfc3339).unwrap());
+    let mut child: Child = command.spawn().unwrap();
+    let mut words = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut words, &mut line).unwrap();
+    assert!(line.contains("it waits for the clock"), "{line}");
+    signal(&child, "HUP");
+    let config = std::fs::read_to_string(desk.home("config.toml")).unwrap();
+    let broken = config.replace("\nstrikes = 5\n", "\nstrikes = 0\n");
+    assert_ne!(broken, config);
+    std::fs::write(desk.home("config.toml"), broken).unwrap();
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut words, &mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+    assert!(said.contains("limits.strikes"), "{said}");
+}

@@ -314,3 +314,27 @@ async fn a_file_that_was_only_touched_is_no_news() {
     let credentials = house.add_device("press-7").await;
     Device::prove(&house, &credentials).await;
 }
+
+#[tokio::test]
+async fn what_is_no_regular_file_is_refused_and_holds_nobody_up() {
+    let house = House::start().await;
+    let pipe = house.file("pki/pipe");
+    assert!(std::process::Command::new("mkfifo").args(["-m", "600"]).arg(&pipe).status().unwrap().success());
+    type Edit = fn(&mut doorward::config::Config);
+    let edits: [Edit; 4] = [
+        |config| config.tls.crls = vec!["pki/pipe".into()],
+        |config| config.tls.device_cas = vec!["pki/pipe".into()],
+        |config| config.tls.certificate = "pki/pipe".into(),
+        |config| config.tls.key = "pki/pipe".into(),
+    ];
+    for edit in edits {
+        house.write_config(edit);
+        let reload = tokio::time::timeout(Duration::from_secs(5), house.gateway.reload());
+        let error = reload.await.expect("an answer").unwrap_err().to_string();
+        assert!(error.contains("pki/pipe") && error.contains("no regular file"), "{error}");
+    }
+    std::fs::rename(&pipe, house.file("config.toml")).unwrap();
+    let reload = tokio::time::timeout(Duration::from_secs(5), house.gateway.reload());
+    let error = reload.await.expect("an answer").unwrap_err().to_string();
+    assert!(error.contains("config.toml") && error.contains("no regular file"), "{error}");
+}

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use doorward::config::CertificatesSection;
-use doorward::issuer::Issuer;
+use doorward::issuer::{Issuer, Rules};
 use doorward::registry::{Access, Act, connect};
 use doorward_pki::Authority;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
@@ -38,6 +38,10 @@ fn issuer(house: &House) -> Running {
 }
 
 fn issuer_by(house: &House, rules: CertificatesSection) -> Running {
+    issuer_asking(house, Box::new(move || rules.clone()))
+}
+
+fn issuer_asking(house: &House, rules: Rules) -> Running {
     let registry = match &house.db.sql {
         Sql::Sqlite(_) => Arc::clone(&house.db.registry),
         Sql::Postgres(_) => connect(&house.db.url_as("issuer"), Access::Existing).unwrap(),
@@ -265,6 +269,33 @@ async fn expired(house: &House, ago: i64) -> Credentials {
     });
     house.record("drawer", "default", &credentials).await;
     credentials
+}
+
+#[tokio::test]
+async fn the_issuer_beside_a_gateway_goes_by_what_is_configured_now() {
+    let house = House::start().await;
+    let gateway = Arc::clone(&house.gateway);
+    let _issuer = issuer_asking(&house, Box::new(move || gateway.certificate_rules()));
+    let credentials = expired(&house, 86_400).await;
+    assert_eq!(problem_of(&refused(&house, &credentials).await), "certificate-expired");
+    house.write_config(|config| {
+        config.certificates.renew_after_expiry = seconds(30 * 86_400);
+        config.certificates.lifetime = seconds(40 * 86_400);
+    });
+    let reloaded = house.gateway.reload().await.unwrap();
+    assert_eq!(reloaded.changed, ["certificates.lifetime", "certificates.renew_after_expiry"]);
+    let mut device = Device::connect(&house, &credentials).await;
+    let seq = device.say(json!({ "op": "hello" })).await;
+    device.expect("rotate").await;
+    device.acked(seq).await;
+    let key = KeyPair::generate().unwrap();
+    device.say(renew("drawer", &key)).await;
+    let certificate = device.expect("certificate").await;
+    let new = renewed(&credentials, &certificate, &key);
+    let (_, leaf) = x509_parser::parse_x509_certificate(&new.chain[0]).unwrap();
+    let ends = leaf.validity().not_after.timestamp() - from_now(40 * 86_400).unix_timestamp();
+    assert!(ends.abs() < 60, "{ends}");
+    Device::prove(&house, &new).await;
 }
 
 async fn a_late_device_renews_and_does_nothing_else(db: Database) {
