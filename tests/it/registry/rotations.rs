@@ -1,4 +1,8 @@
-//! Rotations of fleets: who is asked, what counts as proof and as failure, who drives, and what can be taken back.
+//! Rotations of fleets: who is asked, who drives, and what a person does to them.
+
+mod certificates;
+mod proof;
+mod undo;
 
 use std::time::Duration;
 
@@ -19,24 +23,13 @@ use crate::support::house::stamp;
 
 contract! {
     waves_are_filled_with_connected_devices_first,
-    a_signed_message_alone_proves_a_device,
-    a_device_that_is_connected_for_long_enough_has_failed,
-    one_that_is_not_connected_neither_fails_nor_holds_up,
-    one_that_comes_again_and_again_and_never_proves_it_has_failed,
-    who_may_not_connect_is_left_out,
-    a_key_that_was_pending_already_is_this_ones,
-    a_key_that_was_replaced_by_hand_is_no_failure,
     nobody_is_asked_twice,
     one_drives_at_a_time,
     a_lost_driver_changes_nothing,
     one_of_a_kind_is_open_a_fleet,
     stopped_it_can_be_resumed_and_ended_it_cannot,
-    what_a_session_may_have_brought_is_never_taken_back,
     acts_are_in_the_audit,
     plain_sql_stops_one_and_rewrites_none,
-    a_proven_session_by_a_renewed_certificate_proves_a_device,
-    a_certificate_that_was_replaced_by_hand_is_no_proof,
-    undone_nobody_is_asked_for_a_certificate_any_more,
 }
 
 /// More than a session's last note may be old, so that notes do not matter.
@@ -158,134 +151,6 @@ async fn waves_are_filled_with_connected_devices_first(db: Database) {
     assert_eq!(found(&db, id).await.counts.all(), 10);
 }
 
-async fn a_signed_message_alone_proves_a_device(db: Database) {
-    add(&db.registry, &["a", "b"]).await;
-    session(&db, "a", "s1").await;
-    let id = begun(&db, "1", "1", PATIENT).await;
-    ask(&db, id, 0).await;
-    assert_eq!((keys_in(&db, "pending").await, keys_in(&db, "active").await), (1, 2));
-    let now = progress(&db, id).await;
-    assert_eq!((now.counts.asked, now.undecided, now.canaries, now.canaries_proven), (1, 1, 1, 0));
-    assert_eq!(now.next, Some((1, false)));
-    confirm(&db, "a", 2).await;
-    let now = progress(&db, id).await;
-    assert_eq!((now.counts.proven, now.undecided, now.canaries_proven), (1, 0, 1));
-    ask(&db, id, 1).await;
-    assert!(rotations(&db).finish(id, "d1").await.unwrap());
-    assert_eq!(found(&db, id).await.state, RotationState::Done);
-    // It comes long after the end, and is proven all the same.
-    confirm(&db, "b", 2).await;
-    assert_eq!(members(&db, id).await, ["a proven", "b proven"]);
-}
-
-async fn a_device_that_is_connected_for_long_enough_has_failed(db: Database) {
-    add(&db.registry, &["a", "b"]).await;
-    session(&db, "a", "s1").await;
-    let id = asked(&db, PATIENT).await;
-    let now = progress(&db, id).await;
-    assert_eq!((now.counts.asked, now.counts.failed, now.undecided), (2, 0, 1));
-    rotations(&db).stop(id, "x").await.unwrap();
-    rotations(&db).undo(id).await.unwrap();
-
-    let id = asked(&db, Duration::ZERO).await;
-    let now = progress(&db, id).await;
-    assert_eq!((now.counts.asked, now.counts.failed, now.undecided), (1, 1, 0));
-    assert_eq!(
-        members(&db, id).await,
-        ["a failed it was connected for long enough, and has not shown it", "b asked"]
-    );
-    // Late, but proven.
-    confirm(&db, "a", 2).await;
-    assert_eq!(members(&db, id).await, ["a proven", "b asked"]);
-}
-
-async fn one_that_is_not_connected_neither_fails_nor_holds_up(db: Database) {
-    add(&db.registry, &["a", "b", "c"]).await;
-    session(&db, "b", "s1").await;
-    gone(&db, "b").await;
-    session(&db, "c", "s1").await;
-    let id = asked(&db, Duration::ZERO).await;
-    // Its gateway was killed: the row says that it is connected, and nobody has heard it since.
-    let long_ago = clock::utc() - Duration::from_secs(600);
-    let ago = stamp(long_ago);
-    db.execute(&format!("UPDATE presence SET since = '{ago}', last_seen = '{ago}' WHERE device = 'c'"))
-        .await
-        .unwrap();
-    let now = progress(&db, id).await;
-    assert_eq!((now.counts.asked, now.counts.failed, now.undecided, now.next), (3, 0, 0, None));
-}
-
-async fn one_that_comes_again_and_again_and_never_proves_it_has_failed(db: Database) {
-    add(&db.registry, &["a", "b"]).await;
-    let id = asked(&db, Duration::from_millis(1)).await;
-    for n in 1..=MANY_SESSIONS {
-        assert_eq!(progress(&db, id).await.counts.failed, 0);
-        session(&db, "a", &format!("s{n}")).await;
-        gone(&db, "a").await;
-    }
-    assert_eq!(progress(&db, id).await.counts.failed, 1);
-    assert_eq!(members(&db, id).await[0], "a failed it had 5 sessions, and has shown it in none");
-}
-
-async fn who_may_not_connect_is_left_out(db: Database) {
-    add(&db.registry, &["a", "b", "c"]).await;
-    let id = begun(&db, "0", "100%", PATIENT).await;
-    db.registry.set_status(&device("a"), Act::Suspend, Some("x")).await.unwrap();
-    ask(&db, id, 1).await;
-    db.registry.set_status(&device("b"), Act::Revoke, Some("x")).await.unwrap();
-    db.registry.set_status(&device("c"), Act::Suspend, Some("x")).await.unwrap();
-    progress(&db, id).await;
-    // A suspended one that was asked gets it when it is resumed.
-    assert_eq!(members(&db, id).await, ["a left_out suspended", "b left_out revoked", "c asked"]);
-    assert_eq!(keys_in(&db, "pending").await, 2);
-    for id in ["a", "b", "c"] {
-        db.registry.set_status(&device(id), Act::Revoke, Some("x")).await.unwrap();
-    }
-    rotations(&db).undo(id).await.unwrap();
-    let refused = rotations(&db).start(&plan("0", "1", PATIENT)).await;
-    assert!(matches!(refused, Err(RegistryError::Refused(_))), "{refused:?}");
-}
-
-async fn a_key_that_was_pending_already_is_this_ones(db: Database) {
-    add(&db.registry, &["a", "b"]).await;
-    db.registry.add_key(&device("a"), &key(2)).await.unwrap();
-    let id = begun(&db, "0", "100%", PATIENT).await;
-    let candidates = rotations(&db).candidates(id, 1, 100).await.unwrap();
-    let seen: Vec<_> = candidates.iter().map(|c| (c.device.as_str(), c.newest, c.pending)).collect();
-    assert_eq!(seen, [("a", 2, true), ("b", 1, false)]);
-    assert_eq!(candidates[1].sealed.as_ref().unwrap().1, [7, 0, 255]);
-    // Between the look and the asking somebody rotates b by hand, too.
-    let keys: Vec<_> = candidates.into_iter().map(|c| (c.device, Some(key(2)))).collect();
-    db.registry.add_key(&device("b"), &key(2)).await.unwrap();
-    assert!(rotations(&db).ask_for_keys(id, "d1", &keys).await.unwrap());
-    assert_eq!(members(&db, id).await, ["a asked", "b asked"]);
-    assert_eq!(keys_in(&db, "pending").await, 2);
-    confirm(&db, "a", 2).await;
-    // Whoever made it may have handed it out: it is not taken back.
-    rotations(&db).undo(id).await.unwrap();
-    assert_eq!(rotations(&db).withdraw(id, 100).await.unwrap().0, []);
-    assert_eq!(members(&db, id).await, ["a proven", "b asked"]);
-}
-
-async fn a_key_that_was_replaced_by_hand_is_no_failure(db: Database) {
-    add(&db.registry, &["a", "b", "c"]).await;
-    let id = asked(&db, PATIENT).await;
-    let leaked = NewKey { grace: Duration::ZERO, ..key(3) };
-    db.registry.add_key(&device("a"), &leaked).await.unwrap();
-    db.execute("UPDATE hmac_keys SET state = 'retired' WHERE device = 'b' AND version = 2").await.unwrap();
-    progress(&db, id).await;
-    assert_eq!(
-        members(&db, id).await,
-        ["a left_out its key was replaced by hand", "b failed its new key was retired", "c asked"]
-    );
-    // A version that came between the look and the asking is not written over: the device waits for the next look.
-    rotations(&db).undo(id).await.unwrap();
-    let id = begun(&db, "0", "100%", PATIENT).await;
-    let stale = [(device("a"), Some(key(3))), (device("b"), Some(key(3)))];
-    assert!(rotations(&db).ask_for_keys(id, "d1", &stale).await.unwrap());
-    assert_eq!(members(&db, id).await, ["a waiting", "b asked", "c waiting"]);
-}
-
 async fn nobody_is_asked_twice(db: Database) {
     add(&db.registry, &["a", "b", "c", "d", "e"]).await;
     let id = begun(&db, "0", "100%", PATIENT).await;
@@ -399,45 +264,6 @@ async fn stopped_it_can_be_resumed_and_ended_it_cannot(db: Database) {
     }
 }
 
-async fn what_a_session_may_have_brought_is_never_taken_back(db: Database) {
-    add(&db.registry, &["away", "here", "late", "new", "once", "proven"]).await;
-    session(&db, "here", "s1").await;
-    session(&db, "once", "s1").await;
-    gone(&db, "once").await;
-    let id = asked(&db, PATIENT).await;
-    // One came and left, one is here for the first time, one has shown it.
-    session(&db, "once", "s2").await;
-    gone(&db, "once").await;
-    session(&db, "new", "s1").await;
-    gone(&db, "here").await;
-    confirm(&db, "proven", 2).await;
-    assert_eq!(rotations(&db).withdraw(id, 100).await.unwrap().0, [], "it is not undone");
-    assert_eq!(rotations(&db).undo(id).await.unwrap(), Done::Changed);
-    let mut taken = Vec::new();
-    loop {
-        let (devices, _) = rotations(&db).withdraw(id, 1).await.unwrap();
-        if devices.is_empty() {
-            break;
-        }
-        taken.extend(devices);
-    }
-    assert_eq!(taken, [device("away"), device("late")]);
-    assert_eq!(
-        members(&db, id).await,
-        ["away withdrawn", "here asked", "late withdrawn", "new asked", "once asked", "proven proven"]
-    );
-    assert_eq!((keys_in(&db, "retired").await, keys_in(&db, "pending").await), (2, 3));
-    // What was handed out still proves itself.
-    confirm(&db, "here", 2).await;
-    // A session that was on its way when the key was taken back may have brought it: it is named. A later one is not.
-    assert_eq!(rotations(&db).doubtful(id, 100).await.unwrap(), []);
-    session(&db, "late", "s1").await;
-    assert_eq!(rotations(&db).doubtful(id, 100).await.unwrap(), [device("late")]);
-    let later = stamp(clock::utc() + Duration::from_secs(60));
-    db.execute(&format!("UPDATE presence SET since = '{later}' WHERE device = 'late'")).await.unwrap();
-    assert_eq!(rotations(&db).doubtful(id, 100).await.unwrap(), []);
-}
-
 async fn acts_are_in_the_audit(db: Database) {
     add(&db.registry, &["a"]).await;
     let id = asked(&db, PATIENT).await;
@@ -494,74 +320,4 @@ async fn plain_sql_stops_one_and_rewrites_none(db: Database) {
     );
     db.execute("UPDATE rotations SET state = 'undone'").await.unwrap();
     assert!(db.execute("UPDATE rotations SET state = 'running'").await.is_err());
-}
-
-/// A rotation of certificates of which all devices were asked.
-async fn asked_to_renew(db: &Database, devices: &[&str]) -> i64 {
-    let new = NewRotation { what: Credential::Certificate, ..plan("0", "100%", PATIENT) };
-    let id = rotations(db).start(&new).await.unwrap();
-    rotations(db).take(id, "d1", SILENT).await.unwrap();
-    let devices: Vec<_> = devices.iter().map(|id| device(id)).collect();
-    assert!(rotations(db).ask_for_certificates(id, "d1", &devices, NOON).await.unwrap());
-    id
-}
-
-/// A certificate `of` a device, renewed from the one that it was registered with.
-async fn renew(db: &Database, id: &str, of: &str, grace: Duration) -> NewCertificate {
-    let new = NewCertificate { not_before: NOON - Duration::from_secs(1), ..certificate_of(of) };
-    let renewal = Renewal { from: Some(certificate_of(id).fingerprint), grace };
-    db.registry.add_certificate(&device(id), &new, &renewal).await.unwrap();
-    new
-}
-
-const ASKED: &str = "SELECT count(*) FROM certificates WHERE rotate_by IS NOT NULL";
-
-async fn a_proven_session_by_a_renewed_certificate_proves_a_device(db: Database) {
-    add(&db.registry, &["a", "b", "c", "d"]).await;
-    // One has a new one already, and has not shown it: that one counts.
-    let b2 = renew(&db, "b", "b2", Duration::from_secs(60)).await;
-    db.registry.set_status(&device("c"), Act::Suspend, Some("x")).await.unwrap();
-    db.execute("UPDATE certificates SET status = 'revoked', reason = 'x' WHERE device = 'd'").await.unwrap();
-    let id = asked_to_renew(&db, &["a", "b", "c", "d"]).await;
-    let due = ["a asked", "b asked", "c left_out suspended", "d left_out it has no active certificate"];
-    assert_eq!(members(&db, id).await, due);
-    let old = |id: &str| format!("{ASKED} AND fingerprint = '{}'", certificate_of(id).fingerprint);
-    assert_eq!((db.number(ASKED).await, db.number(&old("a")).await, db.number(&old("b")).await), (2, 1, 1));
-    let record = db.registry.look_up(&certificate_of("a").fingerprint).await.unwrap().unwrap();
-    assert_eq!(record.certificate.rotate_by, Some(NOON));
-    // That it has been issued proves nothing.
-    let a2 = renew(&db, "a", "a2", Duration::from_secs(60)).await;
-    assert_eq!(progress(&db, id).await.counts.asked, 2);
-    for (id, certificate) in [("a", &a2), ("b", &b2)] {
-        let shown = [(device(id), Shown::Certificate(certificate.fingerprint))];
-        assert_eq!(db.registry.confirm(&shown).await.unwrap(), [Ok(true)]);
-    }
-    assert_eq!(members(&db, id).await[..2], ["a proven", "b proven"]);
-}
-
-async fn a_certificate_that_was_replaced_by_hand_is_no_proof(db: Database) {
-    add(&db.registry, &["a", "b"]).await;
-    let id = asked_to_renew(&db, &["a", "b"]).await;
-    renew(&db, "a", "a2", Duration::ZERO).await;
-    db.registry.revoke_certificate(&certificate_of("b").fingerprint, "x", true).await.unwrap();
-    progress(&db, id).await;
-    assert_eq!(
-        members(&db, id).await,
-        ["a left_out its certificate was replaced by hand", "b left_out its certificate was revoked"]
-    );
-}
-
-async fn undone_nobody_is_asked_for_a_certificate_any_more(db: Database) {
-    add(&db.registry, &["a", "b", "c"]).await;
-    session(&db, "a", "s1").await;
-    let id = asked_to_renew(&db, &["a", "b", "c"]).await;
-    let b2 = renew(&db, "b", "b2", Duration::from_secs(60)).await;
-    rotations(&db).undo(id).await.unwrap();
-    let taken = rotations(&db).withdraw(id, 100).await.unwrap().0;
-    assert_eq!((taken.len(), db.number(ASKED).await), (3, 0));
-    assert_eq!(rotations(&db).doubtful(id, 100).await.unwrap(), []);
-    // Who has renewed meanwhile goes on with what he has been given.
-    let shown = [(device("b"), Shown::Certificate(b2.fingerprint))];
-    assert_eq!(db.registry.confirm(&shown).await.unwrap(), [Ok(true)]);
-    assert_eq!(members(&db, id).await, ["a withdrawn", "b withdrawn", "c withdrawn"]);
 }
