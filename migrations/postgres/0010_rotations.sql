@@ -34,10 +34,13 @@ CREATE TABLE rotation_devices (
     -- What it is to prove: the pending key version, or that the certificate with this fingerprint is superseded.
     version integer,
     fingerprint text COLLATE "C",
-    -- How many proven sessions it had had when it was asked, and whether one of them may have brought the key already:
-    -- what no session can have brought may be taken back.
+    -- How many proven sessions it had had when it was asked, and whether one of them, or a bundle, may have brought
+    -- the key already: what neither can have brought may be taken back.
     epoch bigint NOT NULL DEFAULT 0,
     brought boolean NOT NULL DEFAULT true,
+    -- When it was first known to be connected since it was asked, or because it was then: it has its time from here on, and
+    -- is not forgotten when it goes away.
+    came timestamptz CHECK (came BETWEEN '0001-01-01Z' AND '9999-12-31Z'),
     asked timestamptz CHECK (asked BETWEEN '0001-01-01Z' AND '9999-12-31Z'),
     ended timestamptz CHECK (ended BETWEEN '0001-01-01Z' AND '9999-12-31Z'),
     PRIMARY KEY (rotation, device),

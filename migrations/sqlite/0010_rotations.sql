@@ -35,10 +35,13 @@ CREATE TABLE rotation_devices (
     -- What it is to prove: the pending key version, or that the certificate with this fingerprint is superseded.
     version INTEGER,
     fingerprint TEXT,
-    -- How many proven sessions it had had when it was asked, and whether one of them may have brought the key already:
-    -- what no session can have brought may be taken back.
+    -- How many proven sessions it had had when it was asked, and whether one of them, or a bundle, may have brought
+    -- the key already: what neither can have brought may be taken back.
     epoch INTEGER NOT NULL DEFAULT 0,
     brought INTEGER NOT NULL DEFAULT 1 CHECK (brought IN (0, 1)),
+    -- When it was first known to be connected since it was asked, or because it was then: it has its time from here on, and
+    -- is not forgotten when it goes away.
+    came TEXT CHECK (came IS strftime('%Y-%m-%dT%H:%M:%fZ', came)),
     asked TEXT CHECK (asked IS strftime('%Y-%m-%dT%H:%M:%fZ', asked)),
     ended TEXT CHECK (ended IS strftime('%Y-%m-%dT%H:%M:%fZ', ended)),
     PRIMARY KEY (rotation, device),

@@ -11,12 +11,13 @@ use super::failure::{Failure, Outcome};
 use super::issue::Issuer;
 use super::{Shared, device, output};
 use crate::home::{self, FileError, PUBLIC, SECRET};
-use crate::registry::{CertificateStatus, DeviceDetail, DeviceStatus, KeyState};
+use crate::registry::{CertificateStatus, DeviceDetail, DeviceStatus, KeyState, Registry};
 
 /// `device bundle`
 pub(super) async fn run(shared: &Shared, id: &DeviceId, out: &Path) -> Outcome {
-    let device = device::find(&*shared.registry().await?, id).await?;
-    let folder = write_again(shared, &device, out)?;
+    let registry = shared.registry().await?;
+    let device = device::find(&*registry, id).await?;
+    let folder = write_again(shared, &*registry, &device, out).await?;
     if shared.json {
         return output::json(&json!({ "device": id, "bundle": folder }));
     }
@@ -25,7 +26,12 @@ pub(super) async fn run(shared: &Shared, id: &DeviceId, out: &Path) -> Outcome {
 }
 
 /// Writes what the registry knows of a device, with its newest certificate and its newest key.
-pub(super) fn write_again(shared: &Shared, device: &DeviceDetail, out: &Path) -> Result<PathBuf, Failure> {
+pub(super) async fn write_again(
+    shared: &Shared,
+    registry: &dyn Registry,
+    device: &DeviceDetail,
+    out: &Path,
+) -> Result<PathBuf, Failure> {
     let id = &device.summary.id;
     if device.summary.status == DeviceStatus::Revoked {
         return Err(Failure::refused(format!("device '{id}' is revoked: a bundle would open nothing")));
@@ -42,16 +48,16 @@ pub(super) fn write_again(shared: &Shared, device: &DeviceDetail, out: &Path) ->
         ))
         .next("use the home that the device was added with"));
     }
-    write_with(shared, &issuer, device, &certificate.der, None, out)
+    write_with(shared, registry, &issuer, device, (&certificate.der, None), out).await
 }
 
-/// Writes a certificate of a device with its newest key.
-pub(super) fn write_with(
+/// Writes a certificate of a device, with its private key if that is here, and with the device's newest key.
+pub(super) async fn write_with(
     shared: &Shared,
+    registry: &dyn Registry,
     issuer: &Issuer,
     device: &DeviceDetail,
-    certificate: &[u8],
-    private_key: Option<&Zeroizing<String>>,
+    (certificate, private_key): (&[u8], Option<&Zeroizing<String>>),
     out: &Path,
 ) -> Result<PathBuf, Failure> {
     let id = &device.summary.id;
@@ -67,6 +73,11 @@ pub(super) fn write_with(
     let chain = issuer.chain(certificate).ok_or_else(|| {
         Failure::new(format!("the certificate of '{id}' is signed by none of this home's issuing CAs"))
     })?;
+    must_be_new(out, id)?;
+    if key.state == KeyState::Pending {
+        // Before it is there: a key that somebody may carry to the device is not taken back any more.
+        registry.rotations().hand_out(id, key.version).await?;
+    }
     write(out, &file, &chain, private_key, &issuer.ca)
 }
 

@@ -27,6 +27,9 @@ use step::{Step, next_step};
 const BATCH: u32 = 500;
 /// Between two looks at how it stands; grows to the second while nothing happens.
 const LOOK_EVERY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+/// The shortest pause where there are many to look at.
+const LOOK_AT_MANY: Duration = Duration::from_millis(250);
+const MANY: u64 = 1000;
 /// A driver that has said nothing for so long is gone.
 pub(super) const SILENT: Duration = Duration::from_secs(10);
 /// Between two looks at whether another driver lives.
@@ -38,6 +41,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Batches in a row of which nobody could be asked.
 const MOST_IDLE: u32 = 20;
 const LONGEST_PATIENCE: Duration = Duration::from_secs(30 * 86_400);
+/// Less than that is less than a new session takes on a bad line.
+const SHORTEST_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Args, Debug)]
 pub(super) struct Campaign {
@@ -93,12 +98,15 @@ impl Campaign {
         if self.wave.is_none() {
             return Err(Failure::usage("a wave of no devices never ends: --wave is at least 1"));
         }
-        if self.patience > LONGEST_PATIENCE {
-            return Err(Failure::usage("a patience is at most 30d"));
+        if !(SHORTEST_PATIENCE..=LONGEST_PATIENCE).contains(&self.patience) {
+            return Err(Failure::usage("a patience is at least 5s and at most 30d"));
         }
         let (canary, wave, max_failures) = (self.canary, self.wave, self.max_failures);
         let fleet = fleet.clone();
-        let plan = NewRotation { what, fleet, canary, wave, max_failures, patience: self.patience, grace };
+        // As the registry keeps them: the same command again is the same campaign.
+        let patience = Duration::from_millis(u64::try_from(self.patience.as_millis()).unwrap_or(u64::MAX));
+        let grace = Duration::from_secs(grace.as_secs());
+        let plan = NewRotation { what, fleet, canary, wave, max_failures, patience, grace };
         let registry = shared.registry().await?;
         device::check_fleet(&*registry, &plan.fleet).await?;
         let asking = Asking::load(shared, what)?;
@@ -106,7 +114,7 @@ impl Campaign {
             Some(open) => may_go_on(open, &plan)?,
             None => begin(&*registry, &plan).await?,
         };
-        drive(shared, &*registry, rotation, &asking).await
+        drive(shared, &*registry, rotation, &asking, None).await
     }
 }
 
@@ -130,11 +138,19 @@ fn may_go_on(open: Rotation, plan: &NewRotation) -> Result<Rotation, Failure> {
             "'doorward rotation show {id}' shows it; 'doorward rotation resume {id}' goes on, 'doorward rotation undo {id}' gives it up"
         )));
     }
-    if open.plan != *plan {
+    // How many may fail is what 'resume' has said last.
+    let (max_failures, asked_for) = (open.plan.max_failures, plan.max_failures);
+    if open.plan != (NewRotation { max_failures, ..plan.clone() }) {
         return Err(Failure::refused(format!("rotation {id} of fleet '{fleet}' runs, with other settings"))
             .next(format!(
                 "'doorward rotation show {id}' shows it, 'doorward rotation resume {id}' goes on with it"
             )));
+    }
+    if max_failures != asked_for {
+        output::say(format!(
+            "rotation {id} goes on with at most {max_failures} failures, not {asked_for}: 'doorward rotation resume {id} \
+             --max-failures N' changes that"
+        ));
     }
     Ok(open)
 }
@@ -145,19 +161,21 @@ pub(super) async fn drive(
     registry: &dyn Registry,
     rotation: Rotation,
     asking: &Asking,
+    max_failures: Option<u32>,
 ) -> Outcome {
     let bar = ProgressBar::new(rotation.counts.all() - rotation.counts.left_out);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} proven  {msg}") {
         bar.set_style(style);
     }
     let driver = DriverName::new()?;
-    let driver = Driver { registry, rotation, asking, name: driver.0, bar };
+    let mut driver = Driver { registry, rotation, asking, name: driver.0, bar };
+    let id = driver.rotation.id;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let went = tokio::select! {
-        went = driver.go() => went,
-        _ = interrupt.recv() => Err(driver.interrupted()),
-        _ = terminate.recv() => Err(driver.interrupted()),
+        went = driver.go(max_failures) => went,
+        _ = interrupt.recv() => Err(interrupted(id)),
+        _ = terminate.recv() => Err(interrupted(id)),
     };
     driver.bar.finish_and_clear();
     // Whoever comes next need not wait until this one counts as gone.
@@ -205,8 +223,14 @@ struct Driver<'a> {
 }
 
 impl Driver<'_> {
-    async fn go(&self) -> Result<(), Ending> {
+    async fn go(&mut self, max_failures: Option<u32>) -> Result<(), Ending> {
         self.take().await?;
+        if max_failures.is_some() {
+            // With the lease: nothing changes underneath another driver.
+            let id = self.rotation.id;
+            self.registry.rotations().resume(id, max_failures).await?;
+            self.rotation = rotation::find(self.registry, id).await?;
+        }
         let Rotation { id, plan, counts, .. } = &self.rotation;
         output::say(format!(
             "rotation {id}: a new {} for the {} devices of fleet '{}'",
@@ -214,21 +238,23 @@ impl Driver<'_> {
             counts.all() - counts.left_out,
             plan.fleet
         ));
-        let [mut pause, longest] = LOOK_EVERY;
+        let [shortest, longest] = LOOK_EVERY;
+        let shortest = if counts.all() > MANY { LOOK_AT_MANY } else { shortest };
+        let mut pause = shortest;
         let mut before = Progress::default();
         loop {
             let progress = self.beat().await?;
             self.show(&progress);
             if (progress.counts, progress.undecided) != (before.counts, before.undecided) {
-                pause = LOOK_EVERY[0];
+                pause = shortest;
             }
             match next_step(plan, &progress) {
                 Step::Ask(wave) => self.ask(wave).await?,
                 Step::Stop(why) => {
-                    self.registry.rotations().stop(*id, &why).await?;
+                    patiently(async || self.registry.rotations().stop(*id, &why).await).await?;
                     return Err(Ending::Stopped(self.stopped(&why)));
                 }
-                Step::Finish if self.registry.rotations().finish(*id, &self.name).await? => return Ok(()),
+                Step::Finish if self.finish().await? => return Ok(()),
                 // Somebody has just stopped it: the next beat says so.
                 Step::Finish | Step::Wait => {
                     tokio::time::sleep(pause).await;
@@ -239,12 +265,29 @@ impl Driver<'_> {
         }
     }
 
-    /// Another driver that lives is left alone; one that was killed is waited for until that is sure.
+    /// `true` too where the database has done it, and could not say so at first.
+    async fn finish(&self) -> Result<bool, Failure> {
+        let (id, rotations) = (self.rotation.id, self.registry.rotations());
+        if patiently(async || rotations.finish(id, &self.name).await).await? {
+            return Ok(true);
+        }
+        Ok(rotation::find(self.registry, id).await?.state == RotationState::Done)
+    }
+
+    /// Another driver that lives is left alone; one that was killed is waited for until that is sure. Its silence is measured
+    /// here as well: a clock that was set back says for as long that it has just been heard.
     async fn take(&self) -> Result<(), Failure> {
-        let id = self.rotation.id;
+        let (id, rotations) = (self.rotation.id, self.registry.rotations());
         let mut heard = None;
+        let began = clock::now().monotonic;
         loop {
-            match self.registry.rotations().take(id, &self.name, SILENT).await? {
+            let lease = match heard {
+                Some(at) if clock::now().monotonic.saturating_sub(began) >= SILENT => {
+                    rotations.take_over(id, &self.name, at).await?
+                }
+                _ => rotations.take(id, &self.name, SILENT).await?,
+            };
+            match lease {
                 Lease::Taken => return Ok(()),
                 Lease::Ended => {
                     return Err(Failure::refused(format!("rotation {id} does not run any more"))
@@ -254,7 +297,15 @@ impl Driver<'_> {
                     return Err(Failure::refused(format!("rotation {id} is being driven by another command"))
                         .next(format!("'doorward rotation show {id}' shows how it stands, 'doorward rotation stop {id} --reason R' ends it")));
                 }
-                Lease::Held(at) => heard = Some(at),
+                Lease::Held(at) => {
+                    if heard.is_none() {
+                        output::say(format!(
+                            "another command drives rotation {id}, or was killed: this waits for up to {} to be sure",
+                            humantime::format_duration(SILENT)
+                        ));
+                    }
+                    heard = Some(at);
+                }
             }
             tokio::time::sleep(WATCH_EVERY).await;
         }
@@ -262,29 +313,17 @@ impl Driver<'_> {
 
     /// How it stands, from a registry that may be away for a while.
     async fn beat(&self) -> Result<Progress, Ending> {
-        let (id, began) = (self.rotation.id, clock::now().monotonic);
-        loop {
-            match self.registry.rotations().beat(id, &self.name, SEEN_EVERY).await {
-                Ok(Beat::Running(progress)) => return Ok(progress),
-                Ok(Beat::Lost) => {
-                    return Err(Ending::Failed(Failure::refused(format!(
-                        "another command has taken rotation {id} over"
-                    ))));
-                }
-                Ok(Beat::Ended(state, why)) => {
-                    return Err(Ending::Stopped(self.ended(state, why.as_deref())));
-                }
-                Err(RegistryError::Unavailable(_) | RegistryError::Unknown(_))
-                    if clock::now().monotonic.saturating_sub(began) < AWAY =>
-                {
-                    tokio::time::sleep(RETRY).await;
-                }
-                Err(error) => {
-                    return Err(Ending::Failed(Failure::from(error).and_next(&format!(
-                        "what was done stands; 'doorward rotation resume {id}' goes on"
-                    ))));
-                }
+        let (id, rotations) = (self.rotation.id, self.registry.rotations());
+        match patiently(async || rotations.beat(id, &self.name, SEEN_EVERY).await).await {
+            Ok(Beat::Running(progress)) => Ok(progress),
+            Ok(Beat::Lost) => {
+                Err(Ending::Failed(Failure::refused(format!("another command has taken rotation {id} over"))))
             }
+            Ok(Beat::Ended(state, why)) => Err(Ending::Stopped(self.ended(state, why.as_deref()))),
+            Err(error) => Err(Ending::Failed(
+                Failure::from(error)
+                    .and_next(&format!("what was done stands; 'doorward rotation resume {id}' goes on")),
+            )),
         }
     }
 
@@ -293,7 +332,7 @@ impl Driver<'_> {
         self.bar.set_length(counts.all() - counts.left_out);
         self.bar.set_position(counts.proven);
         self.bar.set_message(format!(
-            "{} asked, {} of them connected, {} failed",
+            "{} asked, {} of them undecided, {} failed",
             counts.asked, progress.undecided, counts.failed
         ));
     }
@@ -358,15 +397,27 @@ impl Driver<'_> {
                 .next(format!("'doorward rotation show {id}' shows it")),
         }
     }
+}
 
-    fn interrupted(&self) -> Ending {
-        let id = self.rotation.id;
-        Ending::Failed(
-            Failure::new(format!(
-                "interrupted; rotation {id} stands as it is, and nobody is asked meanwhile"
-            ))
+fn interrupted(id: i64) -> Ending {
+    Ending::Failed(
+        Failure::new(format!("interrupted; rotation {id} stands as it is, and nobody is asked meanwhile"))
             .next(format!("repeat the command, or 'doorward rotation resume {id}', to go on")),
-        )
+    )
+}
+
+/// Repeats what is safe to repeat while the registry is away, for as long as a driver waits for it.
+async fn patiently<T>(act: impl AsyncFn() -> Result<T, RegistryError>) -> Result<T, RegistryError> {
+    let began = clock::now().monotonic;
+    loop {
+        match act().await {
+            Err(RegistryError::Unavailable(_) | RegistryError::Unknown(_))
+                if clock::now().monotonic.saturating_sub(began) < AWAY =>
+            {
+                tokio::time::sleep(RETRY).await;
+            }
+            other => return other,
+        }
     }
 }
 

@@ -123,7 +123,7 @@ impl RotateKey {
     ) -> Result<Option<PathBuf>, Failure> {
         let Some(out) = &self.out else { return Ok(None) };
         let device = device::find(registry, id).await?;
-        bundle::write_again(shared, &device, out).map(Some)
+        bundle::write_again(shared, registry, &device, out).await.map(Some)
     }
 
     fn say(
@@ -214,8 +214,8 @@ impl RotateCert {
             }
         };
         // The bundle first: a certificate whose private key is nowhere would be of no use to anybody.
-        let folder =
-            bundle::write_with(shared, &issuer, &device, &certificate.der, private_key.as_ref(), &out)?;
+        let credential = (certificate.der.as_ref(), private_key.as_ref());
+        let folder = bundle::write_with(shared, &*registry, &issuer, &device, credential, &out).await?;
         let now = clock::utc();
         let holds = |known: &&CertificateRecord| {
             known.not_after > now
@@ -287,6 +287,9 @@ fn has_key(der: &[u8], request: &Request) -> bool {
 fn check_grace(grace: Duration) -> Outcome {
     if grace > MAX_GRACE {
         return Err(Failure::usage("a grace is at most 366d"));
+    }
+    if !grace.is_zero() && grace < Duration::from_secs(1) {
+        return Err(Failure::usage("a grace is 0s, or at least 1s: it is kept in seconds"));
     }
     Ok(())
 }

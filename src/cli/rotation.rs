@@ -280,9 +280,14 @@ async fn stop(shared: &Shared, id: i64, reason: &str) -> Outcome {
 async fn resume(shared: &Shared, id: i64, max_failures: Option<u32>) -> Outcome {
     let registry = shared.registry().await?;
     let asking = Asking::load(shared, find(&*registry, id).await?.plan.what)?;
+    let rotation = find(&*registry, id).await?;
+    if rotation.state == RotationState::Running {
+        // Somebody may drive it.
+        return campaign::drive(shared, &*registry, rotation, &asking, max_failures).await;
+    }
     registry.rotations().resume(id, max_failures).await?;
     let rotation = find(&*registry, id).await?;
-    campaign::drive(shared, &*registry, rotation, &asking).await
+    campaign::drive(shared, &*registry, rotation, &asking, None).await
 }
 
 /// What was handed out cannot be taken back: a device that has stored a key signs with it, and must not be locked out.
@@ -290,21 +295,20 @@ async fn undo(shared: &Shared, id: i64, wait: &Wait) -> Outcome {
     let registry = shared.registry().await?;
     find(&*registry, id).await?;
     registry.rotations().undo(id).await?;
-    let (mut taken, mut mark) = (0, None);
-    loop {
-        let (devices, at) = registry.rotations().withdraw(id, BATCH).await?;
+    let mut taken = 0;
+    let mark = loop {
+        let (devices, mark) = registry.rotations().withdraw(id, BATCH).await?;
         if devices.is_empty() {
-            break;
+            break mark;
         }
         taken += devices.len();
-        mark = Some(at);
-    }
-    let receipt = match mark {
-        Some(mark) => {
-            let acted = Acted { done: Done::Changed, mark, session: None };
-            receipt::taken(&*registry, &acted, wait).await
-        }
-        None => None,
+    };
+    // Repeated it waits again for what was taken back the first time.
+    let receipt = if find(&*registry, id).await?.counts.withdrawn > 0 {
+        let acted = Acted { done: Done::Changed, mark, session: None };
+        receipt::taken(&*registry, &acted, wait).await
+    } else {
+        None
     };
     // Once no gateway hands it out any more: whose session began just then?
     let doubtful = registry.rotations().doubtful(id, MOST_NAMED).await?;

@@ -18,8 +18,8 @@ use super::{Done, Mark, NewKey, RegistryError, Result};
 /// Proven sessions after which a device that has not proven its new credential has failed, however short each of them was:
 /// one that crashes at every `rekey` has none that lasts.
 pub const MANY_SESSIONS: i64 = 5;
-/// What the database says of a session is at most so many beats of its gateway old.
-pub(super) const FRESH_BEATS: u32 = 3;
+/// A session of which nothing was heard for so long, three notes of a gateway, may be over.
+pub(super) const FRESH: Duration = Duration::from_secs(90);
 
 /// What is rotated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,9 +160,9 @@ pub struct Progress {
     pub counts: Counts,
     /// The first wave of which devices wait, and whether others of it were asked already.
     pub next: Option<(u32, bool)>,
-    /// Devices that were asked, are connected, and have not proven it.
+    /// Devices that were asked, have been connected then or since, and have not proven it.
     pub undecided: u64,
-    /// Canaries that were asked.
+    /// Canaries that were asked, and are still part of it; of the next wave, where no canary is.
     pub canaries: u64,
     /// Those of them that have proven it.
     pub canaries_proven: u64,
@@ -221,6 +221,8 @@ pub trait Rotations: Send + Sync {
     /// Devices of a rotation, in the order of ids.
     async fn members(&self, id: i64, filter: &MemberFilter) -> Result<Vec<Member>>;
 
+    /// Takes a rotation over from a driver of which nothing was heard since then, whatever the clocks say.
+    async fn take_over(&self, id: i64, driver: &str, heard: OffsetDateTime) -> Result<Lease>;
     /// Takes a rotation that nobody drives, or whose driver has been silent for `silent`.
     async fn take(&self, id: i64, driver: &str, silent: Duration) -> Result<Lease>;
     /// Gives it back.
@@ -248,15 +250,26 @@ pub trait Rotations: Send + Sync {
 
     /// Stops a running rotation. [`RegistryError::Refused`] for one that is done or undone.
     async fn stop(&self, id: i64, reason: &str) -> Result<Done>;
-    /// Lets a stopped one go on: devices that have failed have their patience once more.
+    /// Lets a stopped one go on: devices that have failed have their patience once more, and those whose key was retired
+    /// wait for another one.
     async fn resume(&self, id: i64, max_failures: Option<u32>) -> Result<Done>;
     /// Gives a rotation up: who waits is not asked any more.
     async fn undo(&self, id: i64) -> Result<Done>;
     /// Of an undone rotation, takes back what no session can have brought to its device. Those of which it did, none when
     /// there are no more.
     async fn withdraw(&self, id: i64, limit: u32) -> Result<(Vec<DeviceId>, Mark)>;
+    /// Notes that a bundle is about to carry this pending key, which is not taken back from then on.
+    /// [`RegistryError::Refused`] where it has been taken back already.
+    async fn hand_out(&self, device: &DeviceId, version: KeyVersion) -> Result<()>;
     /// Devices whose credential was taken back just as a session of theirs began, which may have brought it after all.
     async fn doubtful(&self, id: i64, limit: u32) -> Result<Vec<DeviceId>>;
+}
+
+/// A bundle would carry a key that opens nothing.
+pub(super) fn not_held(device: &DeviceId, version: KeyVersion) -> RegistryError {
+    RegistryError::Refused(format!(
+        "key version {version} of '{device}' has just been retired: repeat the command"
+    ))
 }
 
 impl RotationState {

@@ -28,8 +28,11 @@ pub(super) fn next_step(plan: &NewRotation, progress: &Progress) -> Step {
     }
     // Canaries that nobody has heard of say nothing about the others.
     if !plan.canary.is_none() && progress.canaries_proven == 0 {
-        if progress.canaries > 0 && progress.canary_age < plan.patience {
-            return Step::Wait;
+        match progress.next {
+            // All of them were left out: the next ones take their place.
+            Some((wave, _)) if progress.canaries == 0 => return Step::Ask(wave),
+            _ if progress.canaries > 0 && progress.canary_age < plan.patience => return Step::Wait,
+            _ => {}
         }
         let patience = humantime::format_duration(plan.patience);
         return Step::Stop(match progress.canaries {
@@ -91,7 +94,7 @@ mod tests {
         now.undecided = 1;
         assert_eq!(next_step(&plan, &now), Step::Wait);
         now = Progress { next: Some((1, false)), ..Progress::default() };
-        stops(&next_step(&plan, &now), "no canary could be asked");
+        assert_eq!(next_step(&plan, &now), Step::Ask(1), "the next wave takes their place");
         now.next = None;
         stops(&next_step(&plan, &now), "no canary could be asked");
     }

@@ -8,7 +8,7 @@ mod turn;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use doorward_proto::ids::{DeviceId, FleetId};
+use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgRow;
 use time::OffsetDateTime;
@@ -20,8 +20,8 @@ use super::super::{
 };
 use super::{Postgres, audit, error, rows};
 use ask::{ask_for_certificates, ask_for_keys};
-use drive::{beat, candidates, finish, take};
-use turn::{Change, turn, withdraw};
+use drive::{beat, candidates, finish, take, take_over};
+use turn::{Change, hand_out, turn, withdraw};
 
 /// Rotations with their counts; what follows is a condition.
 const READ: &str = "SELECT r.*,
@@ -41,7 +41,7 @@ impl Rotations for Postgres {
     async fn list(&self, limit: u32) -> Result<Vec<Rotation>> {
         within(OPERATOR_DEADLINE, async {
             let mut connection = self.operator().await?;
-            let sql = format!("{READ} GROUP BY r.id ORDER BY r.id DESC LIMIT $1");
+            let sql = format!("{READ} WHERE r.id IN (SELECT id FROM rotations ORDER BY id DESC LIMIT $1) GROUP BY r.id ORDER BY r.id DESC");
             let query = sqlx::query(AssertSqlSafe(sql)).bind(i64::from(limit));
             let found = query.fetch_all(&mut *connection).await.map_err(error::read)?;
             connection.release();
@@ -83,6 +83,11 @@ impl Rotations for Postgres {
     async fn take(&self, id: i64, driver: &str, silent: Duration) -> Result<Lease> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, take(self, id, driver, silent)).await
+    }
+
+    async fn take_over(&self, id: i64, driver: &str, heard: OffsetDateTime) -> Result<Lease> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, take_over(self, &phase, id, driver, heard)).await
     }
 
     async fn release(&self, id: i64, driver: &str) -> Result<()> {
@@ -149,6 +154,11 @@ impl Rotations for Postgres {
     async fn withdraw(&self, id: i64, limit: u32) -> Result<(Vec<DeviceId>, Mark)> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, withdraw(self, &phase, id, limit)).await
+    }
+
+    async fn hand_out(&self, device: &DeviceId, version: KeyVersion) -> Result<()> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, hand_out(self, &phase, device, version)).await
     }
 
     async fn doubtful(&self, id: i64, limit: u32) -> Result<Vec<DeviceId>> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use doorward::entropy;
-use doorward::registry::{NewKey, Renewal};
+use doorward::registry::{Beat, Credential, Lease, NewKey, NewRotation, Progress, Renewal};
 use doorward_pki::Fingerprint;
 use doorward_proto::ids::KeyVersion;
 use doorward_proto::key::Key;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::hooked;
 use crate::support::database::Database;
 use crate::support::device::{Device, UPGRADE, problem_of, request};
-use crate::support::house::{Credentials, House, eventually, log};
+use crate::support::house::{Credentials, House, eventually, log, stamp};
 
 const GRACE: Duration = Duration::from_secs(3600);
 
@@ -142,6 +142,61 @@ async fn a_device_that_was_away_or_lost_it_is_given_it_again() {
         device.acked(seq).await;
     }
     assert_eq!(state(&house, 2).await.as_deref(), Some("pending"));
+}
+
+/// What a driver sees of the rotation.
+async fn progress(house: &House, id: i64) -> Progress {
+    match house.db.registry.rotations().beat(id, "d1", Duration::from_secs(30)).await.unwrap() {
+        Beat::Running(progress) => progress,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn a_device_that_stores_it_wrongly_and_is_locked_out_fails_its_rotation(db: Database) {
+    let house = House::on(db, |_| {}).await;
+    let credentials = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &credentials).await;
+    let rotations = house.db.registry.rotations();
+    let new = NewRotation {
+        what: Credential::Key,
+        fleet: house.db.registry.device(&credentials.id).await.unwrap().unwrap().summary.fleet,
+        canary: "0".parse().unwrap(),
+        wave: "100%".parse().unwrap(),
+        max_failures: 0,
+        patience: GRACE,
+        grace: GRACE,
+    };
+    let connected = "SELECT count(*) FROM presence WHERE session IS NOT NULL";
+    eventually("it is in the registry", async || house.db.number(connected).await == 1).await;
+    let id = rotations.start(&new).await.unwrap();
+    assert_eq!(rotations.take(id, "d1", GRACE).await.unwrap(), Lease::Taken);
+    let version = KeyVersion::from_number(2).unwrap();
+    let sealed = house.seal(&credentials.id, version, &entropy::random::<32>().unwrap());
+    let key = NewKey { version, sealed, grace: GRACE };
+    assert!(rotations.ask_for_keys(id, "d1", &[(credentials.id.clone(), Some(key))]).await.unwrap());
+    device.expect("rekey").await;
+    let wrong = [7; 32];
+    device.hold_key(Key::new(version, &wrong), &wrong);
+    for _ in 0..5 {
+        device.publish("m1", json!(1)).await;
+    }
+    assert_eq!(device.until_closed().await.0, Some(4008));
+    eventually("its session is over", async || house.db.number(connected).await == 0).await;
+    let now = progress(&house, id).await;
+    assert_eq!((now.counts.asked, now.undecided), (1, 1), "nobody else is asked meanwhile");
+    let ago = stamp(doorward::clock::utc() - 2 * GRACE);
+    house.db.execute(&format!("UPDATE rotation_devices SET came = '{ago}'")).await.unwrap();
+    assert_eq!(progress(&house, id).await.counts.failed, 1);
+}
+
+#[tokio::test]
+async fn a_device_that_stores_it_wrongly_and_is_locked_out_fails_its_rotation_on_sqlite() {
+    a_device_that_stores_it_wrongly_and_is_locked_out_fails_its_rotation(Database::sqlite().await).await;
+}
+
+#[tokio::test]
+async fn a_device_that_stores_it_wrongly_and_is_locked_out_fails_its_rotation_on_postgres() {
+    a_device_that_stores_it_wrongly_and_is_locked_out_fails_its_rotation(Database::postgres().await).await;
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use super::{NOON, add, certificate_of, claim, contract, device, fleet, new_device};
-use crate::support::database::Database;
+use crate::support::database::{Database, Sql};
 use crate::support::house::stamp;
 
 contract! {
@@ -184,6 +184,13 @@ async fn one_drives_at_a_time(db: Database) {
     // One that has been silent for long enough is gone.
     tokio::time::sleep(Duration::from_millis(5)).await;
     assert_eq!(rotations(&db).take(id, "d1", Duration::from_millis(1)).await.unwrap(), Lease::Taken);
+    // Its clock was set back: what it has said last lies ahead. Who has watched it, takes it; nobody who has seen another word.
+    let ahead = clock::utc() + 2 * SILENT;
+    db.execute(&format!("UPDATE rotations SET heartbeat = '{}'", stamp(ahead))).await.unwrap();
+    let Lease::Held(heard) = rotations(&db).take(id, "d2", SILENT).await.unwrap() else { panic!() };
+    let stale = heard - Duration::from_secs(1);
+    assert_eq!(rotations(&db).take_over(id, "d2", stale).await.unwrap(), Lease::Held(heard));
+    assert_eq!(rotations(&db).take_over(id, "d2", heard).await.unwrap(), Lease::Taken);
     rotations(&db).stop(id, "x").await.unwrap();
     assert_eq!(rotations(&db).take(id, "d1", SILENT).await.unwrap(), Lease::Ended);
 }
@@ -320,4 +327,19 @@ async fn plain_sql_stops_one_and_rewrites_none(db: Database) {
     );
     db.execute("UPDATE rotations SET state = 'undone'").await.unwrap();
     assert!(db.execute("UPDATE rotations SET state = 'running'").await.is_err());
+}
+
+/// The one writer is the gateway's too.
+#[tokio::test]
+async fn on_sqlite_a_look_that_changes_nothing_waits_for_no_writer() {
+    let db = Database::sqlite().await;
+    add(&db.registry, &["a"]).await;
+    let id = asked(&db, PATIENT).await;
+    let ahead = stamp(clock::utc() + Duration::from_millis(900));
+    db.execute(&format!("UPDATE rotations SET heartbeat = '{ahead}'")).await.unwrap();
+    let Sql::Sqlite(pool) = &db.sql else { panic!() };
+    let mut held = pool.acquire().await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut *held).await.unwrap();
+    assert_eq!(progress(&db, id).await.counts.asked, 1);
+    sqlx::query("ROLLBACK").execute(&mut *held).await.unwrap();
 }

@@ -4,6 +4,7 @@ use doorward_proto::ids::DeviceId;
 use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 
+use super::super::super::rotations::FRESH;
 use super::super::super::shared::Phase;
 use super::super::super::{NewKey, Result};
 use super::super::{Postgres, audit, error};
@@ -61,13 +62,17 @@ pub(super) async fn ask_for_keys(
     .map_err(error::read)?;
     sqlx::query(
         "UPDATE rotation_devices r SET state = 'asked', version = k.version, asked = now(),
-             epoch = coalesce(p.epoch, 0), brought = NOT r.device = ANY($3) OR p.session IS NOT NULL
+             epoch = coalesce(p.epoch, 0), brought = NOT r.device = ANY($3) OR p.session IS NOT NULL,
+             -- By the clock of the database where its gateway's is wrong.
+             came = CASE WHEN p.session IS NOT NULL AND (p.last_seen >= now() - $4 * interval '1 second' OR EXISTS (
+                 SELECT FROM gateways g WHERE g.name = p.gateway AND g.signed_off IS NULL AND g.heartbeat >= now() - $4 * interval '1 second')) THEN now() END
          FROM hmac_keys k LEFT JOIN presence p ON p.device = k.device
          WHERE r.rotation = $1 AND r.device = ANY($2) AND r.state = 'waiting' AND k.device = r.device AND k.state = 'pending'",
     )
     .bind(id)
     .bind(&devices)
     .bind(&made)
+    .bind(FRESH.as_secs_f64())
     .execute(&mut *transaction)
     .await
     .map_err(error::read)?;
@@ -99,15 +104,17 @@ pub(super) async fn ask_for_certificates(
                  AND NOT EXISTS (SELECT FROM certificates f WHERE f.fingerprint = c.renewed_from AND f.status = 'active')
              ORDER BY c.device, c.not_before DESC, c.fingerprint
          ), asked AS (
-             UPDATE rotation_devices r SET state = 'asked', fingerprint = h.fingerprint, asked = now(), epoch = coalesce(
-                     (SELECT p.epoch FROM presence p WHERE p.device = h.device), 0)
-             FROM held h WHERE r.rotation = $1 AND r.device = ANY($2) AND r.device = h.device AND r.state = 'waiting' RETURNING r.fingerprint
+             UPDATE rotation_devices r SET state = 'asked', fingerprint = h.fingerprint, asked = now(), epoch = coalesce(p.epoch, 0),
+                 came = CASE WHEN p.session IS NOT NULL AND (p.last_seen >= now() - $4 * interval '1 second' OR EXISTS (
+                 SELECT FROM gateways g WHERE g.name = p.gateway AND g.signed_off IS NULL AND g.heartbeat >= now() - $4 * interval '1 second')) THEN now() END
+             FROM held h LEFT JOIN presence p ON p.device = h.device WHERE r.rotation = $1 AND r.device = ANY($2) AND r.device = h.device AND r.state = 'waiting' RETURNING r.fingerprint
          )
          UPDATE certificates c SET rotate_by = $3 FROM asked a WHERE c.fingerprint = a.fingerprint",
     )
     .bind(id)
     .bind(&devices)
     .bind(by)
+    .bind(FRESH.as_secs_f64())
     .execute(&mut *transaction)
     .await
     .map_err(error::read)?;

@@ -7,12 +7,13 @@ use doorward_proto::ids::DeviceId;
 use sqlx::sqlite::SqliteConnection;
 use time::OffsetDateTime;
 
+use super::super::super::rotations::FRESH;
 use super::super::super::shared::Phase;
 use super::super::super::{NewKey, Result};
 use super::super::rows::stamp;
 use super::super::store::{hex, json};
 use super::super::{Sqlite, audit, error};
-use super::drive::hold;
+use super::drive::{hold, shift};
 
 /// Leaves out those of these devices that may not connect.
 async fn leave_out(connection: &mut SqliteConnection, id: i64, devices: &str) -> Result<()> {
@@ -71,13 +72,23 @@ pub(super) async fn ask_for_keys(
              version = (SELECT k.version FROM hmac_keys AS k WHERE k.device = rotation_devices.device AND k.state = 'pending'),
              epoch = coalesce((SELECT p.epoch FROM presence AS p WHERE p.device = rotation_devices.device), 0),
              brought = device NOT IN (SELECT value FROM json_each(?3))
-                 OR EXISTS (SELECT 1 FROM presence AS p WHERE p.device = rotation_devices.device AND p.session IS NOT NULL)
+                 OR EXISTS (SELECT 1 FROM presence AS p WHERE p.device = rotation_devices.device AND p.session IS NOT NULL),
+             -- By the clock of the database where its gateway's is wrong.
+             came = CASE WHEN EXISTS (
+                 SELECT 1 FROM presence AS p WHERE p.device = rotation_devices.device AND p.session IS NOT NULL AND (
+                     p.last_seen >= strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?4) OR EXISTS (
+                         SELECT 1 FROM gateways AS g WHERE g.name = p.gateway AND g.signed_off IS NULL
+                             AND g.heartbeat >= strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?4)
+                     )
+                 )
+             ) THEN strftime('%Y-%m-%dT%H:%M:%fZ', 'now') END
          WHERE rotation = ?1 AND device IN (SELECT value->>0 FROM jsonb_each(?2)) AND +state = 'waiting'
              AND EXISTS (SELECT 1 FROM hmac_keys AS k WHERE k.device = rotation_devices.device AND k.state = 'pending')",
     )
     .bind(id)
     .bind(&given)
     .bind(json(&made)?)
+    .bind(shift('-', FRESH))
     .execute(&mut *transaction)
     .await
     .map_err(error::read)?;
@@ -109,12 +120,21 @@ pub(super) async fn ask_for_certificates(
                      SELECT 1 FROM certificates AS f WHERE f.fingerprint = c.renewed_from AND f.status = 'active'
                  )
                  ORDER BY c.not_before DESC, c.fingerprint LIMIT 1
-             )
+             ),
+             came = CASE WHEN EXISTS (
+                 SELECT 1 FROM presence AS p WHERE p.device = rotation_devices.device AND p.session IS NOT NULL AND (
+                     p.last_seen >= strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?3) OR EXISTS (
+                         SELECT 1 FROM gateways AS g WHERE g.name = p.gateway AND g.signed_off IS NULL
+                             AND g.heartbeat >= strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?3)
+                     )
+                 )
+             ) THEN strftime('%Y-%m-%dT%H:%M:%fZ', 'now') END
          WHERE rotation = ?1 AND device IN (SELECT value->>0 FROM jsonb_each(?2)) AND +state = 'waiting'
              AND EXISTS (SELECT 1 FROM certificates AS c WHERE c.device = rotation_devices.device AND c.status = 'active')",
     )
     .bind(id)
     .bind(&given)
+    .bind(shift('-', FRESH))
     .execute(&mut *transaction)
     .await
     .map_err(error::read)?;

@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
+use sqlx::AssertSqlSafe;
 use sqlx::sqlite::SqliteConnection;
+use time::OffsetDateTime;
 
-use super::super::super::rotations::{FRESH_BEATS, MANY_SESSIONS};
+use super::super::super::rotations::{FRESH, MANY_SESSIONS};
 use super::super::super::shared::{Phase, count, device_id, key_version};
 use super::super::super::{Beat, Candidate, Lease, Progress, Result, RotationState};
 use super::super::{Sqlite, audit, error, rows};
 use super::{counts, missing};
 
 /// So long before or after, as SQLite's functions of time take it.
-fn shift(sign: char, by: Duration) -> String {
+pub(super) fn shift(sign: char, by: Duration) -> String {
     format!("{sign}{:.3} seconds", by.as_secs_f64())
 }
 
@@ -47,6 +49,30 @@ pub(super) async fn take(
     Ok(heartbeat.map_or(Lease::Ended, Lease::Held))
 }
 
+/// By compare-and-set: whoever has given a sign of life meanwhile, keeps it.
+pub(super) async fn take_over(
+    registry: &Sqlite,
+    phase: &Phase,
+    id: i64,
+    driver: &str,
+    heard: OffsetDateTime,
+) -> Result<Lease> {
+    let mut transaction = registry.begin().await?;
+    sqlx::query(
+        "UPDATE rotations SET driver = ?2, heartbeat = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+         WHERE id = ?1 AND state = 'running' AND heartbeat = ?3",
+    )
+    .bind(id)
+    .bind(driver)
+    .bind(rows::stamp(heard)?)
+    .execute(&mut *transaction)
+    .await
+    .map_err(error::read)?;
+    phase.commit(transaction).await.map_err(error::commit)?;
+    // Who has it now?
+    take(registry, phase, id, driver, Duration::from_secs(3600)).await
+}
+
 pub(super) async fn release(registry: &Sqlite, phase: &Phase, id: i64, driver: &str) -> Result<()> {
     let mut transaction = registry.begin().await?;
     sqlx::query("UPDATE rotations SET driver = NULL, heartbeat = NULL WHERE id = ?1 AND driver = ?2")
@@ -72,6 +98,8 @@ pub(super) async fn hold(connection: &mut SqliteConnection, id: i64, driver: &st
     Ok(held.rows_affected() == 1)
 }
 
+/// The one writer is for those who change something: how it stands is read beside it. To say that the driver lives, once a
+/// second is enough.
 pub(super) async fn beat(
     registry: &Sqlite,
     phase: &Phase,
@@ -79,96 +107,153 @@ pub(super) async fn beat(
     driver: &str,
     seen_every: Duration,
 ) -> Result<Beat> {
-    let mut transaction = registry.begin().await?;
-    if !hold(&mut transaction, id, driver).await? {
-        let found = sqlx::query("SELECT state, reason FROM rotations WHERE id = ?1")
-            .bind(id)
-            .fetch_optional(&mut *transaction)
-            .await
-            .map_err(error::read)?;
-        let row = found.ok_or_else(|| missing(id))?;
-        let state = RotationState::read(rows::get(&row, "state")?)?;
-        return Ok(match state {
-            RotationState::Running => Beat::Lost,
-            ended => Beat::Ended(ended, rows::get(&row, "reason")?),
-        });
-    }
-    judge(&mut transaction, id, seen_every).await?;
-    let progress = progress(&mut transaction, id, seen_every).await?;
-    phase.commit(transaction).await.map_err(error::commit)?;
-    Ok(Beat::Running(progress))
-}
-
-/// Who has failed, and who is no part of it any more.
-async fn judge(connection: &mut SqliteConnection, id: i64, seen_every: Duration) -> Result<()> {
-    for sql in [
-        "UPDATE rotation_devices SET state = 'left_out', reason = 'revoked', ended = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-         WHERE rotation = ?1 AND state = 'asked'
-             AND EXISTS (SELECT 1 FROM devices AS d WHERE d.id = rotation_devices.device AND d.status = 'revoked')",
-        // Those with a newer one first.
-        "UPDATE rotation_devices SET ended = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), state = 'left_out', reason = 'its key was replaced by hand'
-         WHERE rotation = ?1 AND state = 'asked'
-             AND EXISTS (SELECT 1 FROM hmac_keys AS k WHERE k.device = rotation_devices.device AND k.version = rotation_devices.version AND k.state = 'retired')
-             AND EXISTS (SELECT 1 FROM hmac_keys AS k WHERE k.device = rotation_devices.device AND k.version > rotation_devices.version AND k.state = 'active')",
-        "UPDATE rotation_devices SET ended = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), state = 'failed', reason = 'its new key was retired'
-         WHERE rotation = ?1 AND state = 'asked'
-             AND EXISTS (SELECT 1 FROM hmac_keys AS k WHERE k.device = rotation_devices.device AND k.version = rotation_devices.version AND k.state = 'retired')",
-        "UPDATE rotation_devices SET ended = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), state = 'left_out', reason = (
-                 SELECT iif(c.status = 'revoked', 'its certificate was revoked', 'its certificate was replaced by hand')
-                 FROM certificates AS c WHERE c.fingerprint = rotation_devices.fingerprint
-             )
-         WHERE rotation = ?1 AND state = 'asked'
-             AND EXISTS (SELECT 1 FROM certificates AS c WHERE c.fingerprint = rotation_devices.fingerprint AND c.status <> 'active')",
-    ] {
-        sqlx::query(sql).bind(id).execute(&mut *connection).await.map_err(error::read)?;
-    }
-    let patience: i64 = sqlx::query_scalar("SELECT patience_ms FROM rotations WHERE id = ?1")
-        .bind(id)
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(error::read)?;
-    let patience = Duration::from_millis(count(patience));
-    // What is known of a session is as old as its gateway's last note: one that is long gone is nobody's failure.
-    sqlx::query(
-        "UPDATE rotation_devices SET state = 'failed', ended = strftime('%Y-%m-%dT%H:%M:%fZ', 'now'), reason = CASE
-                 WHEN p.epoch - rotation_devices.epoch < ?4 THEN 'it was connected for long enough, and has not shown it'
-                 ELSE 'it had ' || (p.epoch - rotation_devices.epoch) || ' sessions, and has shown it in none'
-             END
-         FROM presence AS p
-         WHERE rotation = ?1 AND rotation_devices.state = 'asked' AND p.device = rotation_devices.device AND (
-             (p.session IS NOT NULL
-                 AND strftime('%Y-%m-%dT%H:%M:%fZ', max(p.since, asked), ?2) <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-                 AND p.last_seen >= strftime('%Y-%m-%dT%H:%M:%fZ', max(p.since, asked), ?2, ?3))
-             OR (p.epoch - rotation_devices.epoch >= ?4 AND strftime('%Y-%m-%dT%H:%M:%fZ', asked, ?2) <= p.last_seen)
-         )",
+    let mut reader = registry.reader().await?;
+    let found = sqlx::query(
+        "SELECT state, reason, driver = ?2 AS held, heartbeat < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-1 seconds')
+             OR heartbeat > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+1 seconds') AS due FROM rotations WHERE id = ?1",
     )
     .bind(id)
-    .bind(shift('+', patience))
-    .bind(shift('-', seen_every))
-    .bind(MANY_SESSIONS)
-    .execute(connection)
+    .bind(driver)
+    .fetch_optional(&mut *reader)
     .await
     .map_err(error::read)?;
-    Ok(())
+    let row = found.ok_or_else(|| missing(id))?;
+    let state = RotationState::read(rows::get(&row, "state")?)?;
+    if state != RotationState::Running {
+        return Ok(Beat::Ended(state, rows::get(&row, "reason")?));
+    }
+    if rows::get::<Option<bool>>(&row, "held")? != Some(true) {
+        return Ok(Beat::Lost);
+    }
+    let judging = Judging::of(&mut reader, id, seen_every).await?;
+    if rows::get::<Option<bool>>(&row, "due")? != Some(false) || judging.is_due(&mut reader).await? {
+        // It is read again below: what is written now belongs to it.
+        drop(reader);
+        let mut transaction = registry.begin().await?;
+        if !hold(&mut transaction, id, driver).await? {
+            return Ok(Beat::Lost);
+        }
+        judging.judge(&mut transaction).await?;
+        phase.commit(transaction).await.map_err(error::commit)?;
+        reader = registry.reader().await?;
+    }
+    Ok(Beat::Running(progress(&mut reader, id).await?))
 }
 
-async fn progress(connection: &mut SqliteConnection, id: i64, seen_every: Duration) -> Result<Progress> {
+/// That a device has come since it was asked. By its sessions' count, which no clock has a part in, or by a session that lives.
+const CAME: &str = "(p.epoch <> r.epoch OR (p.session IS NOT NULL AND p.last_seen >= r.asked))";
+
+/// That it has had its time. What is known of a session is as old as its gateway's last note; one that has come and gone again
+/// may have been broken by what it was given, and has its time from when it came.
+const FAILS: &str = "((p.session IS NOT NULL
+            AND strftime('%Y-%m-%dT%H:%M:%fZ', max(p.since, r.asked), ?2) <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+            AND p.last_seen >= strftime('%Y-%m-%dT%H:%M:%fZ', max(p.since, r.asked), ?2, ?3))
+        OR (p.epoch - r.epoch >= ?4 AND strftime('%Y-%m-%dT%H:%M:%fZ', r.asked, ?2) <= p.last_seen)
+        OR (strftime('%Y-%m-%dT%H:%M:%fZ', r.came, ?2) <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
+            AND (p.session IS NULL OR p.last_seen < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?5))))";
+
+const REVOKED: &str = "EXISTS (SELECT 1 FROM devices AS d WHERE d.id = r.device AND d.status = 'revoked')";
+const RETIRED: &str = "EXISTS (SELECT 1 FROM hmac_keys AS k WHERE k.device = r.device AND k.version = r.version AND k.state = 'retired')";
+const REPLACED: &str =
+    "EXISTS (SELECT 1 FROM certificates AS c WHERE c.fingerprint = r.fingerprint AND c.status <> 'active')";
+
+/// Who has failed, and who is no part of it any more.
+struct Judging {
+    id: i64,
+    patience: Duration,
+    seen_every: Duration,
+}
+
+impl Judging {
+    async fn of(connection: &mut SqliteConnection, id: i64, seen_every: Duration) -> Result<Self> {
+        let patience: i64 = sqlx::query_scalar("SELECT patience_ms FROM rotations WHERE id = ?1")
+            .bind(id)
+            .fetch_one(connection)
+            .await
+            .map_err(error::read)?;
+        Ok(Self { id, patience: Duration::from_millis(count(patience)), seen_every })
+    }
+
+    fn query<'a>(&self, sql: String) -> sqlx::query::Query<'a, sqlx::Sqlite, sqlx::sqlite::SqliteArguments> {
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(self.id)
+            .bind(shift('+', self.patience))
+            .bind(shift('-', self.seen_every))
+            .bind(MANY_SESSIONS)
+            .bind(shift('-', FRESH))
+    }
+
+    /// Whether there is anything to write.
+    async fn is_due(&self, connection: &mut SqliteConnection) -> Result<bool> {
+        let sql = format!(
+            "SELECT EXISTS (
+                 SELECT 1 FROM rotation_devices AS r LEFT JOIN presence AS p ON p.device = r.device
+                 WHERE r.rotation = ?1 AND r.state = 'asked'
+                     AND ((r.came IS NULL AND {CAME}) OR {FAILS} OR {REVOKED} OR {RETIRED} OR {REPLACED})
+             ) AS due"
+        );
+        let row = self.query(sql).fetch_one(connection).await.map_err(error::read)?;
+        rows::get(&row, "due")
+    }
+
+    async fn judge(&self, connection: &mut SqliteConnection) -> Result<()> {
+        let now = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now')";
+        let asked = "r.rotation = ?1 AND r.state = 'asked'";
+        for sql in [
+            format!(
+                "UPDATE rotation_devices AS r SET came = {now} FROM presence AS p
+                 WHERE {asked} AND r.came IS NULL AND p.device = r.device AND {CAME}"
+            ),
+            format!(
+                "UPDATE rotation_devices AS r SET state = 'left_out', reason = 'revoked', ended = {now} WHERE {asked} AND {REVOKED}"
+            ),
+            // Those with a newer one first.
+            format!(
+                "UPDATE rotation_devices AS r SET ended = {now}, state = 'left_out', reason = 'its key was replaced by hand'
+                 WHERE {asked} AND {RETIRED}
+                     AND EXISTS (SELECT 1 FROM hmac_keys AS k WHERE k.device = r.device AND k.version > r.version AND k.state = 'active')"
+            ),
+            format!(
+                "UPDATE rotation_devices AS r SET ended = {now}, state = 'failed', reason = 'its new key was retired'
+                 WHERE {asked} AND {RETIRED}"
+            ),
+            format!(
+                "UPDATE rotation_devices AS r SET ended = {now}, state = 'left_out', reason = (
+                     SELECT iif(c.status = 'revoked', 'its certificate was revoked', 'its certificate was replaced by hand')
+                     FROM certificates AS c WHERE c.fingerprint = r.fingerprint
+                 )
+                 WHERE {asked} AND {REPLACED}"
+            ),
+            format!(
+                "UPDATE rotation_devices AS r SET state = 'failed', ended = {now}, reason = CASE
+                     WHEN p.epoch - r.epoch >= ?4 THEN 'it had ' || (p.epoch - r.epoch) || ' sessions, and has shown it in none'
+                     WHEN p.session IS NULL OR p.last_seen < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?5)
+                         THEN 'it has gone away, and has not shown it'
+                     ELSE 'it was connected for long enough, and has not shown it'
+                 END
+                 FROM presence AS p WHERE {asked} AND p.device = r.device AND {FAILS}"
+            ),
+        ] {
+            self.query(sql).execute(&mut *connection).await.map_err(error::read)?;
+        }
+        Ok(())
+    }
+}
+
+async fn progress(connection: &mut SqliteConnection, id: i64) -> Result<Progress> {
     let row = sqlx::query(
         "SELECT count(*) FILTER (WHERE state = 'waiting') AS n_waiting, count(*) FILTER (WHERE state = 'asked') AS n_asked,
                 count(*) FILTER (WHERE state = 'proven') AS n_proven, count(*) FILTER (WHERE state = 'failed') AS n_failed,
                 count(*) FILTER (WHERE state = 'left_out') AS n_left_out, count(*) FILTER (WHERE state = 'withdrawn') AS n_withdrawn,
-                count(*) FILTER (WHERE wave = 0 AND asked IS NOT NULL) AS canaries,
-                count(*) FILTER (WHERE wave = 0 AND state = 'proven') AS canaries_proven,
-                coalesce(86400.0 * (julianday('now') - julianday(max(asked) FILTER (WHERE wave = 0))), 0.0) AS canary_age,
+                count(*) FILTER (WHERE first AND state IN ('asked', 'proven', 'failed')) AS canaries,
+                count(*) FILTER (WHERE first AND state = 'proven') AS canaries_proven,
+                coalesce(86400.0 * (julianday('now') - julianday(max(asked) FILTER (WHERE first))), 0.0) AS canary_age,
                 min(wave) FILTER (WHERE state = 'waiting') AS next,
                 coalesce(max(wave) FILTER (WHERE asked IS NOT NULL) >= min(wave) FILTER (WHERE state = 'waiting'), 0) AS begun,
-                (SELECT count(*) FROM rotation_devices AS u CROSS JOIN presence AS p ON p.device = u.device
-                 WHERE u.rotation = ?1 AND u.state = 'asked' AND p.session IS NOT NULL
-                     AND p.last_seen >= strftime('%Y-%m-%dT%H:%M:%fZ', 'now', ?2)) AS undecided
-         FROM rotation_devices WHERE rotation = ?1",
+                count(*) FILTER (WHERE state = 'asked' AND came IS NOT NULL) AS undecided
+         FROM (SELECT *, wave = (SELECT min(f.wave) FROM rotation_devices f WHERE f.rotation = ?1 AND f.state IN ('asked', 'proven', 'failed')) AS first FROM rotation_devices WHERE rotation = ?1) AS m",
     )
     .bind(id)
-    .bind(shift('-', seen_every * FRESH_BEATS))
     .fetch_one(connection)
     .await
     .map_err(error::read)?;

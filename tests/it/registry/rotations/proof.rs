@@ -7,6 +7,8 @@ contract! {
     a_device_that_is_connected_for_long_enough_has_failed,
     one_that_is_not_connected_neither_fails_nor_holds_up,
     one_that_comes_again_and_again_and_never_proves_it_has_failed,
+    one_that_goes_away_with_what_it_was_given_is_waited_for_and_fails,
+    canaries_that_were_left_out_are_none,
     who_may_not_connect_is_left_out,
     a_key_that_was_pending_already_is_this_ones,
     a_key_that_was_replaced_by_hand_is_no_failure,
@@ -58,20 +60,22 @@ async fn one_that_is_not_connected_neither_fails_nor_holds_up(db: Database) {
     session(&db, "b", "s1").await;
     gone(&db, "b").await;
     session(&db, "c", "s1").await;
-    let id = asked(&db, Duration::ZERO).await;
     // Its gateway was killed: the row says that it is connected, and nobody has heard it since.
     let long_ago = clock::utc() - Duration::from_secs(600);
     let ago = stamp(long_ago);
     db.execute(&format!("UPDATE presence SET since = '{ago}', last_seen = '{ago}' WHERE device = 'c'"))
         .await
         .unwrap();
+    let id = asked(&db, Duration::ZERO).await;
     let now = progress(&db, id).await;
     assert_eq!((now.counts.asked, now.counts.failed, now.undecided, now.next), (3, 0, 0, None));
 }
 
 async fn one_that_comes_again_and_again_and_never_proves_it_has_failed(db: Database) {
     add(&db.registry, &["a", "b"]).await;
-    let id = asked(&db, Duration::from_millis(1)).await;
+    let id = asked(&db, PATIENT).await;
+    let ago = stamp(clock::utc() - 2 * PATIENT);
+    db.execute(&format!("UPDATE rotation_devices SET asked = '{ago}'")).await.unwrap();
     for n in 1..=MANY_SESSIONS {
         assert_eq!(progress(&db, id).await.counts.failed, 0);
         session(&db, "a", &format!("s{n}")).await;
@@ -138,4 +142,47 @@ async fn a_key_that_was_replaced_by_hand_is_no_failure(db: Database) {
     let stale = [(device("a"), Some(key(3))), (device("b"), Some(key(3)))];
     assert!(rotations(&db).ask_for_keys(id, "d1", &stale).await.unwrap());
     assert_eq!(members(&db, id).await, ["a waiting", "b asked", "c waiting"]);
+}
+
+async fn one_that_goes_away_with_what_it_was_given_is_waited_for_and_fails(db: Database) {
+    add(&db.registry, &["a", "b", "c", "d"]).await;
+    session(&db, "a", "s1").await;
+    session(&db, "d", "s1").await;
+    let id = asked(&db, PATIENT).await;
+    // One breaks at once; one comes later, and is gone before anybody has looked; one is as it was; one shows it.
+    gone(&db, "a").await;
+    session(&db, "b", "s1").await;
+    gone(&db, "b").await;
+    confirm(&db, "d", 2).await;
+    let now = progress(&db, id).await;
+    assert_eq!((now.counts.asked, now.counts.failed, now.undecided), (3, 0, 2));
+    let ago = stamp(clock::utc() - 2 * PATIENT);
+    db.execute(&format!("UPDATE rotation_devices SET came = '{ago}' WHERE came IS NOT NULL")).await.unwrap();
+    let now = progress(&db, id).await;
+    assert_eq!((now.counts.asked, now.counts.failed, now.undecided), (1, 2, 0));
+    let why = "it has gone away, and has not shown it";
+    let expected =
+        [format!("a failed {why}"), format!("b failed {why}"), "c asked".into(), "d proven".into()];
+    assert_eq!(members(&db, id).await, expected);
+    // Asked once more, it is waited for once more, although it has not come again.
+    rotations(&db).stop(id, "x").await.unwrap();
+    rotations(&db).resume(id, None).await.unwrap();
+    rotations(&db).take(id, "d1", SILENT).await.unwrap();
+    assert_eq!(progress(&db, id).await.undecided, 2);
+}
+
+async fn canaries_that_were_left_out_are_none(db: Database) {
+    add(&db.registry, &["a", "b"]).await;
+    let id = begun(&db, "1", "1", PATIENT).await;
+    ask(&db, id, 0).await;
+    assert_eq!(progress(&db, id).await.canaries, 1);
+    let first = MemberFilter { states: vec![MemberState::Asked], after: None, limit: 1 };
+    let canary = rotations(&db).members(id, &first).await.unwrap().remove(0).device;
+    db.registry.set_status(&canary, Act::Revoke, Some("x")).await.unwrap();
+    let now = progress(&db, id).await;
+    assert_eq!((now.canaries, now.next.map(|(wave, _)| wave)), (0, Some(1)));
+    ask(&db, id, 1).await;
+    assert_eq!((progress(&db, id).await.canaries, progress(&db, id).await.canaries_proven), (1, 0));
+    confirm(&db, if canary == device("a") { "b" } else { "a" }, 2).await;
+    assert_eq!(progress(&db, id).await.canaries_proven, 1);
 }
