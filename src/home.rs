@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
@@ -174,7 +174,7 @@ pub fn write_new(path: &Path, content: impl AsRef<[u8]>, mode: u32) -> Result<()
     if fs::symlink_metadata(path).is_ok() {
         return Err(FileError::Exists(path.to_owned()));
     }
-    let temporary = write_temporary(path, content.as_ref(), mode)?;
+    let (temporary, _held) = write_temporary(path, content.as_ref(), mode)?;
     // A hard link is the rename that does not overwrite.
     let linked = fs::hard_link(&temporary, path);
     let removed = fs::remove_file(&temporary);
@@ -191,7 +191,7 @@ pub fn write_new(path: &Path, content: impl AsRef<[u8]>, mode: u32) -> Result<()
 /// # Errors
 /// [`FileError`] naming it.
 pub fn write_over(path: &Path, content: impl AsRef<[u8]>, mode: u32) -> Result<(), FileError> {
-    let temporary = write_temporary(path, content.as_ref(), mode)?;
+    let (temporary, _held) = write_temporary(path, content.as_ref(), mode)?;
     fs::rename(&temporary, path).and_then(|()| sync_folder(path)).map_err(|source| not_written(path, source))
 }
 
@@ -233,13 +233,14 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
     fs::rename(from, to).and_then(|()| sync_folder(to)).map_err(|source| not_written(to, source))
 }
 
-fn write_temporary(path: &Path, content: &[u8], mode: u32) -> Result<PathBuf, FileError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let write = || {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+/// So many names are tried for a temporary file: a command that sweeps may take the first one away unlocked.
+const NAMES_TRIED: usize = 8;
+
+/// A file that is being written. Whoever lives holds a lock on it; one without is a leftover.
+fn write_temporary(path: &Path, content: &[u8], mode: u32) -> Result<(PathBuf, File), FileError> {
+    sweep_of(path)?;
+    let (temporary, mut file) = make_temporary(path, mode).map_err(|source| not_written(path, source))?;
+    let mut write = || {
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(content)?;
         file.sync_all()
@@ -249,7 +250,80 @@ fn write_temporary(path: &Path, content: &[u8], mode: u32) -> Result<PathBuf, Fi
         let _ = fs::remove_file(&temporary);
         not_written(path, source)
     })?;
-    Ok(temporary)
+    Ok((temporary, file))
+}
+
+/// Never a file that is there: it may be another name of a live key.
+fn make_temporary(path: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
+    for _ in 0..NAMES_TRIED {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".{:016x}.tmp", fastrand::u64(..)));
+        let temporary = path.with_file_name(name);
+        let file = match OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            opened => opened?,
+        };
+        file.lock()?;
+        // Between the two lines above somebody may have swept it away.
+        match fs::symlink_metadata(&temporary) {
+            Ok(there) if there.ino() == file.metadata()?.ino() => return Ok((temporary, file)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, "each temporary name is taken; repeat the command"))
+}
+
+/// Removes what runs that were killed have left unfinished in a home: a key in it is of use to nobody but a thief. What
+/// cannot be removed does no harm to what follows.
+pub fn sweep(home: &Home) {
+    for folder in [home.path().to_owned(), home.path().join("pki"), home.state()] {
+        let _ = sweep_folder(&folder, &|_| true);
+    }
+}
+
+/// Removes what runs that were killed have left unfinished of one file.
+///
+/// # Errors
+/// [`FileError`] naming one that cannot be removed.
+pub fn sweep_of(path: &Path) -> Result<(), FileError> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    sweep_folder(folder_of(path), &|target| target == name)
+}
+
+fn sweep_folder(folder: &Path, of: &dyn Fn(&str) -> bool) -> Result<(), FileError> {
+    // A folder that cannot be listed may still be written to.
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if !entry.file_name().to_str().and_then(target_of).is_some_and(of)
+            || !entry.file_type().is_ok_and(|kind| kind.is_file())
+        {
+            continue;
+        }
+        let path = entry.path();
+        // Whoever holds it lives, and is at work on it.
+        let Ok(file) = File::open(&path) else { continue };
+        if file.try_lock().is_ok() {
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(FileError::Io { act: "remove", path, source });
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The file that a temporary name is of. In older versions a process's number stood in it.
+fn target_of(name: &str) -> Option<&str> {
+    let (target, mark) = name.strip_suffix(".tmp")?.rsplit_once('.')?;
+    let ours = mark.len() == 16 && mark.bytes().all(|b| b.is_ascii_hexdigit());
+    let older = (1..=10).contains(&mark.len()) && mark.bytes().all(|b| b.is_ascii_digit());
+    (!target.is_empty() && (ours || older)).then_some(target)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Makes a file's name durable, which it is once its folder is.
@@ -257,8 +331,7 @@ fn write_temporary(path: &Path, content: &[u8], mode: u32) -> Result<PathBuf, Fi
 /// # Errors
 /// What the operating system says.
 pub fn sync_folder(path: &Path) -> io::Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
+    File::open(folder_of(path))?.sync_all()
 }
 
 fn not_read(path: &Path, source: io::Error) -> FileError {
@@ -271,3 +344,6 @@ fn not_read(path: &Path, source: io::Error) -> FileError {
 fn not_written(path: &Path, source: io::Error) -> FileError {
     FileError::Io { act: "write", path: path.to_owned(), source }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,8 @@ pub(super) fn run(shared: &Shared, out: &Path) -> Outcome {
     let _lock = cas::hold(&home)?;
     let (key, certificate) = (home.pki("root.key"), home.pki("root.crt"));
     let (key_there, certificate_there) = (out.join("root.key"), out.join("root.crt"));
+    // What a run that was killed has left of it is the key as well.
+    home::sweep_of(&key)?;
     let text = home::read(&certificate)?;
     if !key.exists() {
         // Done before, to this very place?

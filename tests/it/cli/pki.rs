@@ -79,10 +79,12 @@ fn a_cut_short_export_goes_on_and_overwrites_nothing() {
     desk.run("pki export-root --out safe").fails(4, &["safe/root.key exists already"]);
     assert_eq!(fs::read(&key).unwrap(), secret);
     assert_eq!(fs::read(desk.path("safe/root.key")).unwrap(), b"somebody's");
-    // Written, and not removed yet.
+    // Written, and not removed yet; another run was killed before that when it had linked the key.
     desk.write("safe/root.key", &secret);
+    let leftover = desk.home("pki/root.key.4711.tmp");
+    fs::hard_link(&key, &leftover).unwrap();
     desk.run("pki export-root --out safe").done();
-    assert!(!key.exists());
+    assert!(!key.exists() && !leftover.exists());
     // Written so that others may read it: the one that is kept stays.
     fs::copy(desk.path("safe/root.key"), &key).unwrap();
     chmod(&desk.path("safe/root.key"), 0o644);
