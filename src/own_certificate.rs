@@ -130,8 +130,13 @@ impl Pair {
         let key_waits = key.exists();
         if let Some(new) = new {
             // The key is in its place already, or waits beside.
-            let its_key = home::read_secret(if key_waits { &key } else { &self.key });
-            if its_key.is_ok_and(|its_key| fits(&new, &its_key)) {
+            let its_key = match home::read_secret(if key_waits { &key } else { &self.key }) {
+                Ok(its_key) => Some(its_key),
+                Err(FileError::Missing(_)) => None,
+                // Of a key that cannot be read now nobody knows whether it fits: nothing is removed for that.
+                Err(error) => return Err(error),
+            };
+            if its_key.is_some_and(|its_key| fits(&new, &its_key)) {
                 if key_waits {
                     home::rename(&key, &self.key)?;
                 }

@@ -93,6 +93,20 @@ fn what_does_not_fit_is_never_put_in_place() {
 }
 
 #[test]
+fn a_key_that_cannot_be_read_now_is_no_reason_to_remove_its_certificate() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (scene, _, new) = Scene::new();
+    // Killed between the two renames, and then somebody has opened the key to others.
+    steps(&scene.pair, &new, 3);
+    let mode = |mode| fs::set_permissions(&scene.pair.key, fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o640);
+    assert!(matches!(scene.pair.recover(), Err(FileError::Open { .. })));
+    mode(0o600);
+    assert!(scene.pair.recover().unwrap());
+    assert_eq!(scene.in_place(), new);
+}
+
+#[test]
 fn a_renewed_one_is_like_the_old_one_with_another_key() {
     let (scene, old, _) = Scene::new();
     let renewed = scene.pair.renew(&scene.home, &scene.authority, &[]).unwrap();
