@@ -5,6 +5,7 @@ mod certificates;
 mod crl;
 mod live;
 mod show;
+mod tls;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,11 @@ pub enum ConfigError {
         /// With line and column.
         reason: String,
     },
+    /// Nothing in it, under a gateway that runs.
+    #[error(
+        "{0} has no section, and every default at once is not taken by a gateway that runs: write its sections, or start the gateway anew"
+    )]
+    Empty(PathBuf),
     /// A value that cannot work.
     #[error("{path}{}: {key} is {value}: {reason}", line.map(|line| format!(", line {line}")).unwrap_or_default())]
     Value {
@@ -381,9 +387,7 @@ impl Config {
                 return no(key, humantime::format_duration(value).to_string(), reason);
             }
         }
-        if self.tls.device_cas.is_empty() {
-            return no("tls.device_cas", "[]".to_owned(), "without a device CA nobody could be let in");
-        }
+        self.tls.check()?;
         self.crl.check()?;
         if limits.outgoing_bytes < 2 * limits.message_bytes {
             let reason = "it must be at least twice limits.message_bytes: a message grows by a third on its way to a subscriber";
@@ -463,6 +467,10 @@ mod tests {
             ("[session]\nheartbeat = \"soon\"", "'soon' is not a length of time"),
             ("[messages]\nkeep = \"1m\"", "at least 10m"),
             ("[tls]\ndevice_cas = []", "nobody could be let in"),
+            (
+                "[tls]\ncrls = [\"a.crl\", \"./a.crl\"]",
+                "line 2: tls.crls is \"./a.crl\": this file is named already",
+            ),
             ("[crl]\nlisten = \"here\"", "socket address"),
             ("[crl]\nfiles = [\"a/x.crl\", \"b/x.crl\"]", "line 2: crl.files"),
             ("[crl]\nfiles = [\"a/..\"]", "a file's name"),

@@ -430,9 +430,15 @@ impl Connection {
             Ended::Broken(why) => (Close::Normal, Some(why.clone())),
         };
         self.gateway.counters.closed(close);
+        // A CA or a list has ended it: the device is told what a suspended one is, and the operator what it was.
+        let untrusted = (close == Close::Suspended)
+            .then(|| self.gateway.live().trust().judge(&self.handle.origin, clock::now().wall).err())
+            .flatten();
+        let reason = untrusted.as_ref().map_or(close.label(), |denied| denied.problem.label());
+        let detail = detail.or(untrusted.map(|denied| denied.detail.to_string()));
         info!(
             connection = %self.handle.id, device = %self.handle.device, peer = %self.peer, code = close.code(),
-            reason = close.label(), detail = detail.as_deref().unwrap_or("-"), proven = self.session.is_proven(),
+            reason, detail = detail.as_deref().unwrap_or("-"), proven = self.session.is_proven(),
             after_ms = self.handle.cut_after().map(|after| after.as_millis()), "session closed"
         );
         if close == Close::Strikes {

@@ -2,7 +2,8 @@
 
 use toml::{Table, Value};
 
-use super::{Config, settings};
+use super::{Config, ConfigError, settings};
+use crate::home::Home;
 
 /// Copied where the gateway starts: sockets, pools, its place in the registry.
 const AT_START: [&str; 8] = [
@@ -25,6 +26,24 @@ pub struct Taken {
     pub changed: Vec<String>,
     /// The keys whose new value takes effect at the next start.
     pub waiting: Vec<String>,
+}
+
+impl Config {
+    /// Reads the home's configuration for a gateway that runs: a file without a section, which would mean every default, is
+    /// one that somebody has begun to write or that a full disk has cut to nothing.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with file, line and reason.
+    pub fn load_again(home: &Home) -> Result<Self, ConfigError> {
+        let path = home.config();
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
+        let config = Self::parse(&text, &path)?;
+        if text.parse::<Table>().is_ok_and(|table| table.is_empty()) {
+            return Err(ConfigError::Empty(path));
+        }
+        Ok(config)
+    }
 }
 
 /// What a gateway that runs by one configuration goes on with when it is given another.

@@ -16,7 +16,7 @@ use crate::clock;
 use crate::config::{self, Config, ConfigError, Taken};
 use crate::home::{self, FileError, Home};
 use crate::own_certificate::Pair;
-use crate::tls::{self, TlsError};
+use crate::tls::{self, TlsError, Trust};
 
 /// Why the configuration was not taken again.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +27,9 @@ pub enum ReloadError {
     /// The files that it names.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// It takes device CAs away, and has not stood for long.
+    #[error("it would take away {0}, and with it end the sessions of its devices")]
+    Loses(String),
     /// Reading it did not come to an end.
     #[error(transparent)]
     Reading(#[from] ReadingError),
@@ -66,13 +69,19 @@ impl Gateway {
     /// # Errors
     /// [`ReloadError`] naming the file.
     pub async fn reload(&self) -> Result<Reloaded, ReloadError> {
+        self.read_again(false).await
+    }
+
+    /// The same. Warily, what takes a device CA away is refused as well: half of a file that somebody is writing can look
+    /// like that, and each session that ends by it is gone.
+    async fn read_again(&self, warily: bool) -> Result<Reloaded, ReloadError> {
         let mut looked_at = self.looked_at.lock().await;
         let running = self.live();
-        let home = self.home.clone();
+        let (home, before) = (self.home.clone(), Arc::clone(&running));
         let reading = move || {
             // Before anything is read: what is written meanwhile is a change.
-            let mut seen = stamps(&watched(&running.config, &home));
-            let (named, read) = read(&home, &running);
+            let mut seen = stamps(&watched(&before.config, &home));
+            let (named, read) = read(&home, &before);
             // Also where it is refused: a file that it would have needed may be mended.
             seen.add(&named);
             (seen, read)
@@ -83,6 +92,9 @@ impl Gateway {
         looked_at.waiting.clone_from(&waiting);
         if changed.is_empty() {
             return Ok(Reloaded { waiting, ..Reloaded::default() });
+        }
+        if warily && let Some(lost) = lost(running.trust(), live.trust()) {
+            return Err(ReloadError::Loses(lost));
         }
         self.sink.set_patience(live.patience());
         self.granter.set_own(live.own());
@@ -100,10 +112,11 @@ impl Gateway {
         }
     }
 
-    /// The same when a file has changed. `true`: it was taken, or nothing had really changed.
+    /// The same when a file has changed. `true`: it was taken, or nothing had really changed. What has stood for as long as
+    /// it takes to complain of it takes device CAs away, too.
     pub(super) async fn files_changed(&self, complain: bool) -> bool {
         let named = self.looked_at.lock().await.waiting.clone();
-        match self.reload().await {
+        match self.read_again(!complain).await {
             Ok(reloaded) => {
                 if !reloaded.changed.is_empty() || reloaded.waiting != named {
                     say(&reloaded, reloaded.waiting != named);
@@ -162,6 +175,12 @@ fn say(reloaded: &Reloaded, with_waiting: bool) {
     }
 }
 
+/// A device CA that is trusted, and would not be any more. One that was renewed with its key is the same.
+fn lost(running: &Trust, new: &Trust) -> Option<String> {
+    let stays = |id| new.cas.iter().any(|other| other.facts.id() == id);
+    running.cas.iter().find(|ca| !stays(ca.facts.id())).map(|ca| format!("device CA '{}'", ca.name()))
+}
+
 /// The files that a configuration depends on.
 pub(super) fn watched(config: &Config, home: &Home) -> BTreeSet<PathBuf> {
     let tls = &config.tls;
@@ -175,7 +194,7 @@ type Read = (Live, Vec<String>, Vec<String>);
 fn read(home: &Home, running: &Live) -> (BTreeSet<PathBuf>, Result<Read, ReloadError>) {
     let load = || -> Result<Config, ReloadError> {
         home::must_be_file(&home.config())?;
-        Ok(Config::load(home)?)
+        Ok(Config::load_again(home)?)
     };
     let new = match load() {
         Ok(new) => new,

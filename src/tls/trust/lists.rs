@@ -46,7 +46,11 @@ pub(in crate::tls) fn load(
     running: Option<&Trust>,
 ) -> Result<Lists, TlsError> {
     let mut all = Lists::default();
-    for path in paths {
+    for (place, path) in paths.iter().enumerate() {
+        // Named twice, what is in force of it would be taken twice, and twice that at the next reload.
+        if paths[..place].contains(path) {
+            continue;
+        }
         let wrong = |reason: String| TlsError::Content { path: home.resolve(path), reason };
         let (bytes, content) = files.lists(path)?;
         let in_force = |one: &&TrustedList| one.path == *path && one.content == content;
@@ -168,4 +172,35 @@ fn check_times(list: &RevocationList) -> Result<(), String> {
         return Err(format!("the list of '{name}' begins at {begins} (thisUpdate); is the clock right?"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use doorward_pki::crl::{Crl, Scope};
+    use doorward_pki::{Authority, Serial};
+
+    use super::*;
+    use crate::entropy;
+
+    #[test]
+    fn a_file_that_is_named_twice_counts_once_however_often_it_is_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let (home, now) = (Home::new(folder.path()), clock::utc());
+        let key = entropy::key_pair().unwrap();
+        let root =
+            Authority::root("Root", key, Serial::from_random(entropy::random().unwrap()), now).unwrap();
+        let list = Crl::new(1, now, now + time::Duration::DAY, Scope::Unsaid).sign(&root).unwrap();
+        std::fs::write(folder.path().join("a.crl"), list).unwrap();
+        let cas = || {
+            let der = CertificateDer::from(root.certificate_der().to_vec());
+            vec![TrustedCa { facts: CaCertificate::parse(&der).unwrap(), der }]
+        };
+        let paths = ["a.crl".into(), "a.crl".into()];
+        let mut running: Option<Trust> = None;
+        for _ in 0..6 {
+            let lists = load(&paths, &home, &mut Files::new(&home), &cas(), running.as_ref()).unwrap();
+            assert_eq!(lists.len(), 1);
+            running = Some(Trust::new(cas(), lists));
+        }
+    }
 }

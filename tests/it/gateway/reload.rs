@@ -338,3 +338,51 @@ async fn what_is_no_regular_file_is_refused_and_holds_nobody_up() {
     let error = reload.await.expect("an answer").unwrap_err().to_string();
     assert!(error.contains("config.toml") && error.contains("no regular file"), "{error}");
 }
+
+#[tokio::test]
+async fn a_configuration_that_was_cut_to_nothing_is_refused() {
+    let house = House::with(|config| config.tls.device_cas.push("pki/root.crt".into())).await;
+    let credentials = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &credentials).await;
+    for text in ["", "# all gone\n"] {
+        std::fs::write(house.file("config.toml"), text).unwrap();
+        let error = house.gateway.reload().await.unwrap_err().to_string();
+        assert!(error.contains("has no section"), "{error}");
+    }
+    device.hello().await;
+    assert_eq!(house.gateway.expiries().device_cas.len(), 2);
+}
+
+#[tokio::test]
+async fn a_device_ca_is_taken_away_once_that_has_stood_and_at_a_signal_at_once() {
+    let house = House::start().await;
+    let (_, other) = crate::support::house::authorities("Other issuing CA");
+    std::fs::write(house.file("pki/other.crt"), other.certificate_pem()).unwrap();
+    let only_other = || {
+        house.write_config(|config| config.tls.device_cas = vec!["pki/other.crt".into()]);
+    };
+    let credentials = house.add_device("press-7").await;
+    let mut device = Device::prove(&house, &credentials).await;
+    // For longer than a look, and shorter than it takes.
+    let whole = std::fs::read(house.file("config.toml")).unwrap();
+    only_other();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    std::fs::write(house.file("config.toml"), &whole).unwrap();
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    device.hello().await;
+    assert_eq!(lines(TAKEN), 0, "{}", log());
+    // For good.
+    only_other();
+    device.closed_with_bye(4004).await;
+    eventually("a line that says what it was", async || {
+        log().lines().any(|line| line.contains("session closed") && line.contains("certificate-unknown"))
+    })
+    .await;
+    // At once.
+    std::fs::write(house.file("config.toml"), &whole).unwrap();
+    house.gateway.reload().await.unwrap();
+    let mut device = Device::prove(&house, &credentials).await;
+    only_other();
+    assert_eq!(house.gateway.reload().await.unwrap().ended, 1);
+    device.closed_with_bye(4004).await;
+}
