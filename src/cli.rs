@@ -4,6 +4,7 @@
 mod audit;
 mod bulk;
 mod bundle;
+mod ca_lock;
 mod campaign;
 mod cas;
 mod cert;
@@ -36,7 +37,7 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Config;
-use crate::home::Home;
+use crate::home::{self, Home};
 use crate::registry::{self, Access, DatabaseUrl, Registry};
 
 use failure::{Failure, Outcome};
@@ -139,6 +140,7 @@ pub fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Outcome {
     let Cli { shared, command } = cli;
+    home::sweep(&shared.home());
     match command {
         Command::Init(init) => init.run(&shared).await,
         Command::Demo(demo) => demo.run(&shared).await,

@@ -3,6 +3,7 @@
 //! (`doorward issuer run`). A gateway without the key can neither sign nor be made to.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,8 +27,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Between tries while the registry does not answer or nothing can be signed; the longest, too.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-/// The CA that signs now: asked before each batch, since an operator may replace it. The error is in words.
-pub type Signer = Box<dyn FnMut() -> Result<Arc<Authority>, String> + Send>;
+/// The CA that signs now, and what keeps it from being taken away: asked before each batch, since an operator may replace it,
+/// and held until that is recorded. The error is in words.
+pub type Signer = Box<dyn FnMut() -> Result<(Arc<Authority>, Option<File>), String> + Send>;
 
 /// What a certificate is like, and who may still renew: asked before each batch, since a configuration may change.
 pub type Rules = Box<dyn FnMut() -> CertificatesSection + Send>;
@@ -102,7 +104,7 @@ impl Issuer {
         }
         // A clock that has stepped back: what it dates would be wrong for a year.
         clock::check().map_err(|error| IssuerError::Signer(error.to_string()))?;
-        let authority = (self.signer)().map_err(IssuerError::Signer)?;
+        let (authority, held) = (self.signer)().map_err(IssuerError::Signer)?;
         let rules = (self.rules)();
         // Some hundred signatures: not on a thread that others wait for.
         let judged = tokio::task::spawn_blocking(move || {
@@ -113,6 +115,7 @@ impl Issuer {
         let (requests, decisions) =
             judged.await.map_err(|error| IssuerError::Signer(error.to_string()))??;
         let outcomes = self.registry.decide_requests(&decisions).await?;
+        drop(held);
         let mut impossible = Vec::new();
         for ((request, (id, decision)), outcome) in requests.iter().zip(&decisions).zip(outcomes) {
             let (device, gateway) = (&request.device, &request.gateway);

@@ -9,7 +9,7 @@ use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use doorward_pki::bundle::{BulkLine, PrivateKeyPem};
 use doorward_pki::{Fingerprint, Leaf};
@@ -25,7 +25,8 @@ use zeroize::Zeroizing;
 use super::device::{self, Add};
 use super::failure::{Failure, Outcome};
 use super::issue::{Credentials, Issuer};
-use super::{Shared, output};
+use super::issuer::{self, Stamps};
+use super::{Shared, cas, output};
 use crate::home::{self, SECRET};
 use crate::registry::{NewCertificate, NewDevice, Registry, RegistryError};
 
@@ -51,13 +52,15 @@ struct Run<'a> {
 
 /// What makes credentials, on a thread of its own.
 struct Maker {
-    issuer: Issuer,
+    shared: Shared,
+    /// As it was when it was last read.
+    issuer: Mutex<Option<(Stamps, Arc<Issuer>)>>,
     fleet: FleetId,
     lifetime: time::Duration,
 }
 
-/// The lines of a batch for the file, and its rows for the registry.
-type Made = (Zeroizing<String>, Vec<NewDevice>);
+/// The lines of a batch for the file, its rows for the registry, and what keeps their CA until they are committed.
+type Made = (Zeroizing<String>, Vec<NewDevice>, File);
 
 pub(super) async fn run(args: &Add, shared: &Shared) -> Outcome {
     let made = add(args, shared).await?;
@@ -86,25 +89,49 @@ pub(super) async fn add(add: &Add, shared: &Shared) -> Result<usize, Failure> {
     let ids: Vec<DeviceId> = (1..=count).map(id).collect::<Result<_, _>>()?;
     let registry = shared.registry().await?;
     device::check_fleet(&*registry, &add.fleet).await?;
-    let maker = Maker { issuer: Issuer::load(shared)?, fleet: add.fleet.clone(), lifetime: add.lifetime() };
+    let maker = Maker {
+        shared: shared.clone(),
+        issuer: Mutex::default(),
+        fleet: add.fleet.clone(),
+        lifetime: add.lifetime(),
+    };
+    // What it cannot sign by is said before a file is begun.
+    maker.issuer()?;
     let run = Run { add, ids, file: file.clone(), registry: &*registry, maker: Arc::new(maker) };
     run.go().await
 }
 
 impl Maker {
+    /// What signs now, which may be replaced between two batches, and a lock that keeps it.
+    fn issuer(&self) -> Result<(Arc<Issuer>, File), Failure> {
+        let home = self.shared.home();
+        let held = cas::share(&home)?;
+        let stamps = issuer::stamps(&home);
+        let mut known = self.issuer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, issuer)) = &*known
+            && *of == stamps
+        {
+            return Ok((Arc::clone(issuer), held));
+        }
+        let issuer = Arc::new(Issuer::read(&self.shared)?);
+        *known = Some((stamps, Arc::clone(&issuer)));
+        Ok((issuer, held))
+    }
+
     /// Credentials for some devices.
     fn make(&self, ids: &[DeviceId]) -> Result<Made, Failure> {
+        let (issuer, held) = self.issuer()?;
         let mut text = Zeroizing::new(String::with_capacity(ids.len() * 4096));
         let mut records = Vec::with_capacity(ids.len());
         for id in ids {
-            let issued = self.issuer.issue(id, &self.fleet, self.lifetime)?;
+            let issued = issuer.issue(id, &self.fleet, self.lifetime)?;
             let Credentials { record, file, chain, private_key, .. } = issued;
             let private_key = private_key.ok_or_else(|| Failure::new("no private key was made"))?;
-            let line = BulkLine::new(file, chain, PrivateKeyPem::new(private_key), self.issuer.ca.clone());
+            let line = BulkLine::new(file, chain, PrivateKeyPem::new(private_key), issuer.ca.clone());
             text.push_str(&line.to_line()?);
             records.push(record);
         }
-        Ok((text, records))
+        Ok((text, records, held))
     }
 }
 
@@ -169,7 +196,7 @@ impl Run<'_> {
         let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
         let mut batches = self.ids.get(begun..).unwrap_or_default().chunks(BATCH);
         let mut made = self.make(batches.next());
-        while let Some((lines, records)) = made.await? {
+        while let Some((lines, records, held)) = made.await? {
             // Between batches alone: a batch is written and committed whole.
             if futures_util::poll!(interrupt.as_mut()).is_ready() {
                 bar.abandon();
@@ -185,6 +212,7 @@ impl Run<'_> {
             // While this batch commits the next one is made: keys cost the processor, a commit the disk.
             made = self.make(batches.next());
             self.registry.add_devices(&records).await.map_err(stopped)?;
+            drop(held);
             added += records.len();
             done += records.len();
             bar.inc(records.len() as u64);
@@ -256,6 +284,7 @@ impl Run<'_> {
 
     /// The devices of a file, which must be the first of this run's, and how long its whole lines are together.
     fn read(&self, file: File, path: &Path) -> Result<(Vec<NewDevice>, u64), Failure> {
+        let (issuer, _) = self.maker.issuer()?;
         let mut reader = BufReader::new(file);
         let mut devices = Vec::new();
         let mut whole = 0;
@@ -284,7 +313,7 @@ impl Run<'_> {
                     );
                 }
             }
-            devices.push(self.record(&line, path)?);
+            devices.push(self.record(&line, path, &issuer)?);
         }
     }
 
@@ -298,7 +327,7 @@ impl Run<'_> {
     }
 
     /// The registry's rows of a device, from its line.
-    fn record(&self, line: &BulkLine, path: &Path) -> Result<NewDevice, Failure> {
+    fn record(&self, line: &BulkLine, path: &Path, issuer: &Issuer) -> Result<NewDevice, Failure> {
         let broken =
             |why: String| self.another(path, &format!("the certificate of '{}': {why}", line.device));
         let der =
@@ -307,7 +336,7 @@ impl Run<'_> {
         let time =
             |seconds| OffsetDateTime::from_unix_timestamp(seconds).map_err(|error| broken(error.to_string()));
         // By the one that signs now, or the one that did when the run was cut short.
-        let trusted = leaf.issuer_key_id().filter(|key_id| self.maker.issuer.trusts(key_id));
+        let trusted = leaf.issuer_key_id().filter(|key_id| issuer.trusts(key_id));
         let Some(signer) = trusted else {
             return Err(broken("it is signed by another CA than this home's".to_owned()));
         };
@@ -322,7 +351,7 @@ impl Run<'_> {
                 not_after: time(leaf.not_after())?,
                 der: der.to_vec(),
             },
-            sealed_key: self.maker.issuer.seal(&line.device, line.key.hmac.as_bytes())?,
+            sealed_key: issuer.seal(&line.device, line.key.hmac.as_bytes())?,
         })
     }
 
@@ -347,6 +376,15 @@ impl Run<'_> {
                 }
             }
             if !missing.is_empty() {
+                // A CA may have gone since the lines were read.
+                let (issuer, _held) = self.maker.issuer()?;
+                if let Some(gone) = missing.iter().find(|device| !issuer.trusts(&device.certificate.issuer)) {
+                    return Err(Failure::refused(format!(
+                        "the certificate of '{}' is signed by CA {}, which is trusted no more",
+                        gone.id, gone.certificate.issuer
+                    ))
+                    .next("move the file away and repeat the command; what was added stands"));
+                }
                 self.registry.add_devices(&missing).await.map_err(stopped)?;
                 added += missing.len();
             }

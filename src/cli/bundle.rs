@@ -36,7 +36,7 @@ pub(super) async fn write_again(
     if device.summary.status == DeviceStatus::Revoked {
         return Err(Failure::refused(format!("device '{id}' is revoked: a bundle would open nothing")));
     }
-    let issuer = Issuer::load(shared)?;
+    let issuer = Issuer::read(shared)?;
     let certificate = device.certificates.iter().find(|c| c.status == CertificateStatus::Active);
     let Some(certificate) = certificate else {
         return Err(Failure::refused(format!("device '{id}' has no active certificate")));

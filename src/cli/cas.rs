@@ -5,7 +5,7 @@
 //! `pki/issuing-KEYID.key` of each CA that has signed before and is trusted still. Each step from one state to the next is a
 //! single rename, so that a command that was cut short leaves a home that works.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use doorward_pki::{
@@ -15,9 +15,10 @@ use rcgen::{KeyPair, PublicKeyData as _};
 use time::OffsetDateTime;
 use zeroize::{Zeroize as _, Zeroizing};
 
+pub(super) use super::ca_lock::{alone, hold, share, share_now};
 use super::failure::{Failure, Outcome};
 use super::{Shared, issue, output};
-use crate::home::{self, CA_ENDS_SOON, FileError, Home, PUBLIC};
+use crate::home::{self, CA_ENDS_SOON, Home, PUBLIC};
 use crate::{clock, entropy};
 
 /// A CA, as a file of the home has it.
@@ -264,42 +265,4 @@ pub(super) fn signing_by_files(home: &Home, cas: &[Ca]) -> usize {
 pub(super) fn write<'a>(home: &Home, cas: impl Iterator<Item = &'a Ca>) -> Outcome {
     let text: String = cas.map(Ca::pem).collect();
     Ok(home::write_over(&home.pki("issuing.crt"), text, PUBLIC)?)
-}
-
-/// Takes the home's CAs for this command: two rollovers at once would make a third CA.
-pub(super) fn hold(home: &Home) -> Result<File, Failure> {
-    let path = home.path().join("pki");
-    let file = File::open(&path).map_err(|source| {
-        Failure::from(match source.kind() {
-            std::io::ErrorKind::NotFound => FileError::Missing(path.clone()),
-            _ => FileError::Io { act: "read", path: path.clone(), source },
-        })
-    })?;
-    match file.try_lock() {
-        Ok(()) => {
-            sweep(&path);
-            Ok(file)
-        }
-        Err(TryLockError::WouldBlock) => {
-            Err(Failure::refused(format!("another command is changing the CAs of {}", home.path().display()))
-                .next("wait for its end"))
-        }
-        Err(TryLockError::Error(error)) => {
-            Err(Failure::new(format!("cannot lock {}: {error}", path.display())))
-        }
-    }
-}
-
-/// Removes what commands that were killed have left unfinished: a half of a key is of use to nobody but a thief. Who holds the
-/// lock is the only one to write these names.
-fn sweep(folder: &Path) {
-    let unfinished = |name: &str| {
-        ["next.key.", "csr.key."].iter().any(|start| name.starts_with(start)) && name.ends_with(".tmp")
-    };
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().is_some_and(unfinished) {
-            // What cannot be removed does no harm to what follows.
-            let _ = fs::remove_file(entry.path());
-        }
-    }
 }

@@ -50,6 +50,8 @@ pub(super) async fn run(shared: &Shared, args: &CrlArgs) -> Outcome {
         None => issue::authority(&shared.home(), "issuing", shared)?,
     };
     crl::may_sign(&authority)?;
+    // From the number to the file: of two at once the older list would replace the newer one.
+    let _alone = cas::alone(&shared.home(), "crl.lock", "another 'cert crl' runs on this home")?;
     let above = number_at(&args.out, &authority, &shared.home())?;
     let registry = shared.registry().await?;
     let new = NewCrl {
@@ -87,6 +89,12 @@ pub(super) async fn run(shared: &Shared, args: &CrlArgs) -> Outcome {
     }
     let entries = list.entries();
     let der = list.sign(&authority)?;
+    if number_at(&args.out, &authority, &shared.home())? >= numbered.number {
+        return Err(Failure::refused(format!(
+            "{} is a newer list than number {number} by now, and is not overwritten",
+            args.out.display()
+        )));
+    }
     if args.der {
         home::write_over(&args.out, &der, home::PUBLIC)?;
     } else {

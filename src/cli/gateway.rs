@@ -195,7 +195,7 @@ fn issue_beside(
 ) {
     let mut signer = issuer::signer(shared);
     match signer() {
-        Ok(authority) => info!(key = authority.key_id(), "this gateway signs what its devices ask for"),
+        Ok((authority, _)) => info!(key = authority.key_id(), "this gateway signs what its devices ask for"),
         Err(reason) => {
             warn!(%reason, "this gateway has an issuing key that it cannot use; certificates are renewed by 'doorward issuer run' alone");
             return;

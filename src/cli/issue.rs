@@ -1,5 +1,6 @@
 //! Making a device's credentials: what `device add` and its bulk form have in common.
 
+use std::fs::File;
 use std::path::Path;
 
 use doorward_pki::bundle::{DeviceFile, HmacKey, HmacKeyEntry};
@@ -29,6 +30,8 @@ pub(super) struct Issuer {
     /// What devices trust for the gateway, PEM.
     pub(super) ca: String,
     url: String,
+    /// Keeps the CAs as they are, until what was signed is recorded.
+    _held: Option<File>,
 }
 
 /// A device's credentials, before anything of them has been written or recorded.
@@ -79,7 +82,14 @@ pub(super) fn irreplaceable(error: FileError) -> Failure {
 }
 
 impl Issuer {
+    /// To sign: as long as it lives no CA of the home comes or goes.
     pub(super) fn load(shared: &Shared) -> Result<Self, Failure> {
+        let held = cas::share(&shared.home())?;
+        Ok(Self { _held: Some(held), ..Self::read(shared)? })
+    }
+
+    /// As it is now; whoever signs by it holds the CAs himself.
+    pub(super) fn read(shared: &Shared) -> Result<Self, Failure> {
         let home = shared.home();
         let authority = authority(&home, "issuing", shared)?;
         if let Some(words) = cas::ending("the issuing CA", authority.not_after()) {
@@ -91,6 +101,7 @@ impl Issuer {
             master: shared.master_keys()?,
             ca: home::read(&home.pki("root.crt"))?,
             url: shared.config()?.gateway.url,
+            _held: None,
         })
     }
 

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::failure::{Failure, Outcome};
 use super::gateway::start_log;
-use super::{Shared, device, issue, output};
+use super::{Shared, cas, device, issue, output};
 use crate::config::Config;
 use crate::gateway;
 use crate::home::Home;
@@ -57,7 +57,8 @@ async fn run(shared: &Shared) -> Outcome {
     let config = shared.config()?;
     gateway::check_entropy()?;
     let mut signer = signer(shared);
-    let authority = signer().map_err(Failure::new)?;
+    let (authority, held) = signer().map_err(Failure::new)?;
+    drop(held);
     let url = shared.database_url(&config)?;
     let registry =
         registry::connect(&url, Access::Existing).map_err(|error| Failure::registry_at(&url, error))?;
@@ -166,19 +167,21 @@ fn rules(shared: &Shared, config: Config) -> Rules {
 /// The home's issuing CA: read again when its files are others, so that it may be replaced under a running issuer.
 pub(super) fn signer(shared: &Shared) -> Signer {
     let shared = shared.clone();
-    let mut known: Option<([Option<Stamp>; 2], Arc<Authority>)> = None;
+    let mut known: Option<(Stamps, Arc<Authority>)> = None;
     Box::new(move || {
         let home = shared.home();
-        let stamps = files(&home).map(|path| Stamp::of(&path));
+        // Whoever asks asks again.
+        let held = Some(cas::share_now(&home).map_err(|failure| failure.to_string())?);
+        let stamps = stamps(&home);
         if let Some((of, authority)) = &known
             && *of == stamps
         {
-            return Ok(Arc::clone(authority));
+            return Ok((Arc::clone(authority), held));
         }
         let authority = issue::authority(&home, "issuing", &shared).map_err(|failure| failure.to_string())?;
         let authority = Arc::new(authority);
         known = Some((stamps, Arc::clone(&authority)));
-        Ok(authority)
+        Ok((authority, held))
     })
 }
 
@@ -190,4 +193,11 @@ pub(super) fn has_key(home: &Home) -> bool {
 
 fn files(home: &Home) -> [std::path::PathBuf; 2] {
     ["issuing.crt", "issuing.key"].map(|name| home.pki(name))
+}
+
+/// What tells that the CA that signs is another.
+pub(super) type Stamps = [Option<Stamp>; 2];
+
+pub(super) fn stamps(home: &Home) -> Stamps {
+    files(home).map(|path| Stamp::of(&path))
 }

@@ -7,7 +7,7 @@ use doorward_pki::Host;
 use serde_json::json;
 
 use super::failure::Outcome;
-use super::{Shared, init, issue, output};
+use super::{Shared, cas, init, issue, output};
 use crate::clock;
 use crate::own_certificate::Pair;
 
@@ -24,6 +24,7 @@ pub(super) struct RenewCert {
 impl RenewCert {
     pub(super) fn run(&self, shared: &Shared) -> Outcome {
         let (home, config) = (shared.home(), shared.config()?);
+        let _held = cas::share(&home)?;
         let authority = issue::authority(&home, "issuing", shared)?;
         let pair = match &self.out {
             Some(folder) => Pair::within(folder),

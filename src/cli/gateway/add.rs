@@ -9,7 +9,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::super::failure::{Failure, Outcome};
-use super::super::{Shared, issue, output};
+use super::super::{Shared, cas, issue, output};
 use crate::config::{Config, DEFAULT_TEXT};
 use crate::home::{self, FileError, Home, PUBLIC, SECRET};
 use crate::registry::DatabaseUrl;
@@ -39,6 +39,13 @@ impl Add {
                 "the registry at {url} is a file of this host, which a gateway on another one cannot reach"
             ))
             .next("name a Postgres registry with --database, or in database.url of this home"));
+        }
+        if shared.config()?.gateway.name == self.name {
+            return Err(Failure::refused(format!(
+                "'{}' is the name of this home's own gateway (gateway.name); each has a name of its own",
+                output::plain(&self.name)
+            ))
+            .next("take another name"));
         }
         if std::fs::symlink_metadata(&self.out).is_ok() {
             return Err(
@@ -105,6 +112,7 @@ impl Add {
     /// Makes the folder whole or not at all; when its certificate ends.
     fn write(&self, shared: &Shared, config: &str) -> Result<time::OffsetDateTime, Failure> {
         let ours = shared.home();
+        let _held = cas::share(&ours)?;
         let issuing = issue::authority(&ours, "issuing", shared)?;
         let mut key = entropy::key_pair()?;
         let name = self.hosts.first().map(Host::to_string).unwrap_or_default();

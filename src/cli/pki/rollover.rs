@@ -142,6 +142,11 @@ pub(super) fn say(shared: &Shared, standing: &Standing, changed: bool) -> Outcom
             output::time(next.not_after()),
             signs.key_id()
         )),
+        None if old.is_empty() => output::say(format!(
+            "{already}CA {} signs, until {}, and is the only one",
+            signs.key_id(),
+            output::time(signs.not_after())
+        )),
         None => output::say(format!(
             "{already}CA {} signs from now on, until {}; CA {} stays trusted until 'doorward pki rollover finish'\n\
              a gateway on another host lets the new one's devices in once it has got and read the new pki/issuing.crt, or if it trusts the root\n\
@@ -194,6 +199,7 @@ async fn status(shared: &Shared) -> Outcome {
         return output::json(&json!({
             "authorities": rows,
             "roots": roots.iter().map(|ca| row(ca, "root", None)).collect::<Vec<_>>(),
+            "unknown": unknown(&uses, &all).map(|used| json!({ "key_id": used.issuer, "live": used.live })).collect::<Vec<_>>(),
             "root_key": home.pki("root.key").exists(),
             "under_way": waiting || all.len() > 1 || !cas::old_keys(&home)?.is_empty(),
             "gateways": serving.iter().map(|gateway| &gateway.name).collect::<Vec<_>>(),
@@ -211,6 +217,7 @@ async fn status(shared: &Shared) -> Outcome {
     for words in all.iter().chain(&roots).filter_map(Ca::ending) {
         output::say(format!("warning: {words}"));
     }
+    warn_of_unknown(&uses, &all);
     if waiting {
         output::say("a rollover has begun; 'doorward pki rollover begin' goes on with it");
     } else if all.len() > 1 {
@@ -251,6 +258,21 @@ fn use_of(uses: &[IssuerUse], key_id: &str) -> (u64, u64) {
     uses.iter().find(|used| used.issuer == key_id).map_or((0, 0), |used| (used.live, used.expired))
 }
 
+/// Whose live certificates the registry has, and that this home does not know: nobody comes in by those here.
+fn unknown<'a>(uses: &'a [IssuerUse], all: &'a [Ca]) -> impl Iterator<Item = &'a IssuerUse> {
+    uses.iter().filter(|used| used.live > 0 && !all.iter().any(|ca| ca.key_id() == used.issuer))
+}
+
+fn warn_of_unknown(uses: &[IssuerUse], all: &[Ca]) {
+    for IssuerUse { issuer, live, .. } in unknown(uses, all) {
+        output::say(format!(
+            "warning: {live} live certificates in the registry are of CA {}, which this home does not know: gateways with \
+             its CAs refuse them; 'doorward cert list --issuer {issuer} --live' shows them",
+            output::plain(issuer)
+        ));
+    }
+}
+
 async fn finish(shared: &Shared) -> Outcome {
     let home = shared.home();
     let _lock = cas::hold(&home)?;
@@ -267,10 +289,11 @@ async fn finish(shared: &Shared) -> Outcome {
         left.into_iter()
             .filter(|id| id != signs.key_id() && !standing.cas.iter().any(|ca| ca.key_id() == id)),
     );
+    let uses = shared.registry().await?.issuers(cert::late(shared)?).await?;
     if old.is_empty() {
+        warn_of_unknown(&uses, &standing.cas);
         return done(shared, signs, &[], 0);
     }
-    let uses = shared.registry().await?.issuers(cert::late(shared)?).await?;
     let expired = old.iter().map(|id| use_of(&uses, id).1).sum();
     if let Some((id, live)) = old.iter().map(|id| (id, use_of(&uses, id).0)).find(|(_, live)| *live > 0) {
         let certificates = if live == 1 { "certificate depends" } else { "certificates depend" };
@@ -288,6 +311,7 @@ async fn finish(shared: &Shared) -> Outcome {
         }
         removed.push(id.as_str());
     }
+    warn_of_unknown(&uses, &standing.cas);
     done(shared, signs, &removed, expired)
 }
 

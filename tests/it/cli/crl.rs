@@ -274,3 +274,18 @@ fn what_cannot_be_done_is_said_and_takes_no_number() {
     fs::rename(desk.home("pki/issuing.key"), desk.path("away")).unwrap();
     desk.run(&format!("{crl} {right}")).fails(1, &["issuing.key does not exist", "put it back"]);
 }
+
+#[test]
+fn of_several_at_once_the_newest_list_is_the_one_that_stays() {
+    let desk = Desk::new();
+    let running: Vec<_> =
+        (0..6).map(|_| desk.command("cert crl --out list.crl --json").spawn().unwrap()).collect();
+    let mut numbers: Vec<u64> = running
+        .into_iter()
+        .map(|child| crate::support::command::Ran::ended(child).json()["number"].as_u64().unwrap())
+        .collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [1, 2, 3, 4, 5, 6]);
+    let written = text(&desk, "list.crl");
+    assert!(written.contains("X509v3 CRL Number: \n                6\n"), "{written}");
+}

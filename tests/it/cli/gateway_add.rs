@@ -75,6 +75,7 @@ async fn what_cannot_become_a_gateway_is_refused_and_nothing_is_left() {
     add(&desk, &format!("{long} --host gate.example --out other")).fails(2, &["1 to 64"]);
     add(&desk, "plant-2 --host no_host! --out other").fails(2, &["not a host"]);
     add(&desk, "plant-2 --out other").fails(2, &["--host"]);
+    add(&desk, "gateway-1 --host gate.example --out other").fails(4, &["this home's own gateway"]);
     // A name is text, whatever stands in it.
     let odd = desk.run(["gateway", "add", "a\"\nurl = \"x", "--host", "gate.example", "--out", "other"]);
     odd.fails(2, &["gateway.name"]);

@@ -340,3 +340,52 @@ async fn a_gateway_lets_both_in_until_the_end(_: Database, desk: Desk) {
     let stored = desk.run("message list --json").json();
     assert_eq!(stored.as_array().unwrap().len(), 5, "none was lost");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_ca_goes_while_what_it_has_signed_waits_to_be_recorded() {
+    let database = Database::sqlite().await;
+    let desk = Desk::on(&database);
+    let crate::support::database::Sql::Sqlite(pool) = &database.sql else { unreachable!() };
+    // Nobody can commit: the lines are written by then, and signed.
+    let mut held = pool.acquire().await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut *held).await.unwrap();
+    let adding = desk.command("device add --count 600 --prefix p --out all.jsonl").spawn().unwrap();
+    let part = desk.path("all.jsonl.part");
+    eventually("signed lines", async || fs::metadata(&part).is_ok_and(|part| part.len() > 0)).await;
+    let begin = desk.command("pki rollover begin").spawn().unwrap();
+    let ended = tokio::task::spawn_blocking(|| Ran::ended(begin));
+    // Long enough for a rollover that takes no notice of them.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let at_once = ended.is_finished();
+    if at_once {
+        desk.run("pki rollover finish").done();
+    }
+    sqlx::query("ROLLBACK").execute(&mut *held).await.unwrap();
+    drop(held);
+    tokio::task::spawn_blocking(|| Ran::ended(adding).done()).await.unwrap();
+    assert!(!at_once, "the old CA could be taken away");
+    ended.await.unwrap().done();
+    desk.run("pki rollover finish").fails(4, &["live certificates depend on CA"]);
+    let status = desk.run("pki rollover status --json").json();
+    assert_eq!(status["unknown"], json!([]));
+    let live: u64 =
+        status["authorities"].as_array().unwrap().iter().map(|ca| ca["live"].as_u64().unwrap()).sum();
+    assert_eq!(live, 600);
+}
+
+#[test]
+fn a_ca_that_the_home_does_not_know_is_named_while_anything_depends_on_it() {
+    let desk = Desk::new();
+    let stranger = roles(&desk)[0].0.clone();
+    desk.run("device add press-7").done();
+    // A home made anew, on the registry of the old one.
+    fs::rename(desk.home("pki/master.key"), desk.path("master.key")).unwrap();
+    fs::remove_dir_all(desk.home("pki")).unwrap();
+    fs::create_dir(desk.home("pki")).unwrap();
+    fs::rename(desk.path("master.key"), desk.home("pki/master.key")).unwrap();
+    desk.run("init").done();
+    let status = desk.run("pki rollover status --json").json();
+    assert_eq!(status["unknown"], json!([{ "key_id": stranger, "live": 1 }]));
+    desk.run("pki rollover status").done().says(&["1 live certificates", &stranger]);
+    desk.run("pki rollover finish").done().says(&["nothing to finish", &stranger]);
+}

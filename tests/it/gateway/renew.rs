@@ -50,7 +50,7 @@ fn issuer_asking(house: &House, rules: Rules) -> Running {
     let authority = Arc::new(authority);
     let issuer = Issuer {
         registry,
-        signer: Box::new(move || Ok(Arc::clone(&authority))),
+        signer: Box::new(move || Ok((Arc::clone(&authority), None))),
         rules,
         news: Arc::default(),
     };
