@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
+use doorward_pki::Fingerprint;
 use doorward_pki::crl::{self, MAX_FILE_BYTES};
 use http_body_util::Full;
 use hyper::header::{
@@ -15,7 +16,6 @@ use hyper::header::{
     IF_NONE_MATCH, LAST_MODIFIED, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::{Response, StatusCode};
-use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -124,10 +124,9 @@ impl List {
             return Err(Unserved::NoList("there are several lists in it".to_owned()));
         };
         let (this_update, next_update) = crl::updates(list).map_err(no_list)?;
-        let digest: String = Sha256::digest(list).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         Ok(Self {
             der: Bytes::copy_from_slice(list),
-            etag: format!("\"{digest}\""),
+            etag: format!("\"{}\"", Fingerprint::of(list)),
             this_update,
             next_update,
         })

@@ -26,7 +26,7 @@ use doorward_pki::identity::Fingerprint;
 use doorward_proto::ids::{DeviceId, FleetId, MessageId};
 use time::OffsetDateTime;
 
-use frame::{end, say};
+use frame::say;
 use triggers::{Door, Of};
 
 /// Devices of one transaction, as in the bulk command.
@@ -60,16 +60,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    if !std::env::args().any(|argument| argument == "--bench") {
-        say("this is a benchmark; run it with cargo bench --bench issuing");
-        return ExitCode::SUCCESS;
-    }
-    let options = Options::parse();
-    let outcome = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(run(&options)),
-        Err(error) => Err(error.into()),
-    };
-    end(outcome)
+    frame::main("issuing", async |options: Options| run(&options).await)
 }
 
 /// One thing measured: with the triggers and without, in pairs of one round.

@@ -26,7 +26,7 @@ use doorward_proto::link::{Bounds, Link};
 use sqlx::{Connection as _, PgConnection, SqliteConnection};
 use tokio::task::JoinSet;
 
-use frame::{end, say};
+use frame::say;
 use server::{Cores, Server};
 
 /// For a connection, and for a close.
@@ -59,17 +59,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    if !std::env::args().any(|argument| argument == "--bench") {
-        say("this is a benchmark; run it with cargo bench --bench revocation");
-        return ExitCode::SUCCESS;
-    }
-    let options = Options::parse();
-    let _ = rlimit::increase_nofile_limit(20_000);
-    let outcome = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(run(&options)),
-        Err(error) => Err(error.into()),
-    };
-    end(outcome)
+    frame::main("revocation", async |options: Options| run(&options).await)
 }
 
 async fn run(options: &Options) -> Result<()> {

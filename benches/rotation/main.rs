@@ -20,7 +20,7 @@ use device_sim::{Laps, Latency, Plan, Scenario};
 use doorward::clock;
 use doorward_client::Renew;
 
-use frame::{end, say};
+use frame::say;
 use server::{Cores, Server};
 
 /// How long the fleet publishes before anything is rotated, after it has settled.
@@ -50,17 +50,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    if !std::env::args().any(|argument| argument == "--bench") {
-        say("this is a benchmark; run it with cargo bench --bench rotation");
-        return ExitCode::SUCCESS;
-    }
-    let options = Options::parse();
-    let _ = rlimit::increase_nofile_limit(20_000);
-    let outcome = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(run(&options)),
-        Err(error) => Err(error.into()),
-    };
-    end(outcome)
+    frame::main("rotation", async |options: Options| run(&options).await)
 }
 
 async fn run(options: &Options) -> Result<()> {
