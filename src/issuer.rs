@@ -2,9 +2,8 @@
 //! record, and signs: beside a gateway that has the issuing key in its home, or on a host of its own
 //! (`doorward issuer run`). A gateway without the key can neither sign nor be made to.
 
-use std::collections::HashSet;
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use doorward_pki::{Authority, IssueError, Leaf, Request, Serial};
@@ -16,12 +15,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::config::CertificatesSection;
-use crate::registry::renewals::{Decision, WaitingRequest};
+use crate::registry::renewals::{Decision, GATHER, WaitingRequest};
 use crate::registry::{CertificateStatus, DeviceStatus, NewCertificate, Registry, RegistryError};
 use crate::{clock, entropy};
 
 /// Requests that are answered in one transaction.
-const AT_ONCE: u32 = 64;
+const AT_ONCE: u32 = 32;
 /// Requests of other gateways wait at most so long to be seen.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Between tries while the registry does not answer or nothing can be signed; the longest, too.
@@ -34,14 +33,21 @@ pub type Signer = Box<dyn FnMut() -> Result<(Arc<Authority>, Option<File>), Stri
 /// What a certificate is like, and who may still renew: asked before each batch, since a configuration may change.
 pub type Rules = Box<dyn FnMut() -> CertificatesSection + Send>;
 
+/// What an issuer goes by.
+pub struct By {
+    /// The CA.
+    pub signer: Signer,
+    /// What a certificate is like.
+    pub rules: Rules,
+}
+
 /// An issuer at work.
 pub struct Issuer {
     /// Where the requests are.
     pub registry: Arc<dyn Registry>,
-    /// What signs.
-    pub signer: Signer,
-    /// What a certificate is like.
-    pub rules: Rules,
+    /// What signs, and what a certificate is like. They read files, and a passphrase is slow by intention: never on a thread
+    /// that serves sessions.
+    pub by: Arc<Mutex<By>>,
     /// Told when there may be a request.
     pub news: Arc<Notify>,
 }
@@ -62,13 +68,14 @@ impl Issuer {
     ///
     /// # Errors
     /// [`RegistryError::Forbidden`] where the database role may not record certificates: another try would change nothing.
-    pub async fn run(mut self, stop: CancellationToken) -> Result<(), RegistryError> {
-        let mut wait = Duration::ZERO;
+    pub async fn run(self, stop: CancellationToken) -> Result<(), RegistryError> {
+        let mut wait = GATHER;
         let mut said: Option<String> = None;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                () = self.news.notified(), if wait <= LOOK_EVERY => {}
+                // After a batch or a failure its wait comes first.
+                () = self.news.notified(), if wait == LOOK_EVERY => {}
                 () = tokio::time::sleep(wait) => {}
             }
             match self.answer().await {
@@ -76,7 +83,7 @@ impl Issuer {
                     if said.take().is_some() {
                         info!("requests for certificates are answered again");
                     }
-                    wait = if answered { Duration::ZERO } else { LOOK_EVERY };
+                    wait = if answered { GATHER } else { LOOK_EVERY };
                 }
                 Err(IssuerError::Registry(error @ RegistryError::Forbidden(_))) => return Err(error),
                 Err(error) => {
@@ -95,7 +102,7 @@ impl Issuer {
     ///
     /// # Errors
     /// [`IssuerError`]: the requests wait on.
-    pub async fn answer(&mut self) -> Result<bool, IssuerError> {
+    pub async fn answer(&self) -> Result<bool, IssuerError> {
         let mut requests = self.registry.waiting_requests(AT_ONCE).await?;
         // Each device is locked, and in this order by everybody: so that they wait for each other and never deadlock.
         requests.sort_by(|a, b| a.device.cmp(&b.device));
@@ -104,15 +111,17 @@ impl Issuer {
         }
         // A clock that has stepped back: what it dates would be wrong for a year.
         clock::check().map_err(|error| IssuerError::Signer(error.to_string()))?;
-        let (authority, held) = (self.signer)().map_err(IssuerError::Signer)?;
-        let rules = (self.rules)();
-        // Some hundred signatures: not on a thread that others wait for.
+        let by = Arc::clone(&self.by);
         let judged = tokio::task::spawn_blocking(move || {
+            // One look at a time asks it; what a panic has left is read anew.
+            let mut by = by.lock().unwrap_or_else(PoisonError::into_inner);
+            let (authority, held) = (by.signer)().map_err(IssuerError::Signer)?;
+            let rules = (by.rules)();
             let decide = |request: &WaitingRequest| Ok((request.id, decide(request, &authority, &rules)?));
             let decisions: Result<Vec<_>, IssuerError> = requests.iter().map(decide).collect();
-            decisions.map(|decisions| (requests, decisions))
+            decisions.map(|decisions| (requests, decisions, held))
         });
-        let (requests, decisions) =
+        let (requests, decisions, held) =
             judged.await.map_err(|error| IssuerError::Signer(error.to_string()))??;
         let outcomes = self.registry.decide_requests(&decisions).await?;
         drop(held);
@@ -183,13 +192,8 @@ fn judge(request: &WaitingRequest, late: Duration, now: OffsetDateTime) -> Resul
     if csr.key_fingerprint().to_string() != request.public_key {
         return Err(Decision::Refuse("the request is for another key than its gateway says".to_owned()));
     }
-    let used: HashSet<Vec<u8>> = request
-        .certificates
-        .iter()
-        .filter_map(|der| Leaf::parse(der).ok())
-        .map(|leaf| leaf.public_key().to_vec())
-        .collect();
-    if used.contains(csr.der_bytes()) {
+    let has_key = |der: &Vec<u8>| Leaf::parse(der).is_ok_and(|leaf| leaf.public_key() == csr.der_bytes());
+    if request.certificates.iter().any(has_key) {
         let why = "its key is that of a certificate that the device has had already; make a new one";
         return Err(Decision::RefuseKey(why.to_owned()));
     }

@@ -23,8 +23,10 @@ use crate::registry::{
 use crate::{clock, entropy};
 use step::{Step, next_step};
 
-/// Devices of one transaction.
-const BATCH: u32 = 500;
+/// Devices of one transaction, and the pause after it: what devices publish waits behind one such transaction, and their
+/// answers are spread.
+const BATCH: u32 = 50;
+const PACE: Duration = Duration::from_millis(200);
 /// Between two looks at how it stands; grows to the second while nothing happens.
 const LOOK_EVERY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 /// The shortest pause where there are many to look at.
@@ -167,8 +169,9 @@ pub(super) async fn drive(
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} proven  {msg}") {
         bar.set_style(style);
     }
-    let driver = DriverName::new()?;
-    let mut driver = Driver { registry, rotation, asking, name: driver.0, bar };
+    // One run of one process.
+    let name = format!("{:032x}", u128::from_be_bytes(entropy::random()?));
+    let mut driver = Driver { registry, rotation, asking, name, bar };
     let id = driver.rotation.id;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -190,16 +193,6 @@ pub(super) async fn drive(
     end.map_or(Ok(()), Err)
 }
 
-/// One run of one process.
-struct DriverName(String);
-
-impl DriverName {
-    fn new() -> Result<Self, Failure> {
-        let bytes: [u8; 16] = entropy::random()?;
-        Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
-    }
-}
-
 /// Why a driver does not go on.
 enum Ending {
     /// The rotation has been stopped or undone.
@@ -211,6 +204,21 @@ enum Ending {
 impl<E: Into<Failure>> From<E> for Ending {
     fn from(error: E) -> Self {
         Self::Failed(error.into())
+    }
+}
+
+/// Batches in a row that began with the same device.
+#[derive(Default)]
+struct Idle {
+    head: Option<DeviceId>,
+    batches: u32,
+}
+
+impl Idle {
+    fn is_too_long(&mut self, head: &DeviceId) -> bool {
+        self.batches = if self.head.as_ref() == Some(head) { self.batches + 1 } else { 0 };
+        self.head = Some(head.clone());
+        self.batches > MOST_IDLE
     }
 }
 
@@ -242,6 +250,7 @@ impl Driver<'_> {
         let shortest = if counts.all() > MANY { LOOK_AT_MANY } else { shortest };
         let mut pause = shortest;
         let mut before = Progress::default();
+        let mut idle = Idle::default();
         loop {
             let progress = self.beat().await?;
             self.show(&progress);
@@ -249,7 +258,11 @@ impl Driver<'_> {
                 pause = shortest;
             }
             match next_step(plan, &progress) {
-                Step::Ask(wave) => self.ask(wave).await?,
+                // One batch: who has failed meanwhile, and that this one lives, is looked at between any two.
+                Step::Ask(wave) => {
+                    self.ask(wave, &mut idle).await?;
+                    tokio::time::sleep(PACE).await;
+                }
                 Step::Stop(why) => {
                     patiently(async || self.registry.rotations().stop(*id, &why).await).await?;
                     return Err(Ending::Stopped(self.stopped(&why)));
@@ -337,46 +350,38 @@ impl Driver<'_> {
         ));
     }
 
-    /// Asks those of a wave that wait.
-    async fn ask(&self, wave: u32) -> Result<(), Failure> {
+    /// Asks some of those of a wave that wait.
+    async fn ask(&self, wave: u32, idle: &mut Idle) -> Result<(), Failure> {
         let (id, rotations) = (self.rotation.id, self.registry.rotations());
-        let mut first = None;
-        let mut idle = 0;
-        loop {
-            let candidates = match rotations.candidates(id, wave, BATCH).await {
-                // The next beat waits for it to come back; who was asked is not asked again.
-                Err(RegistryError::Unavailable(_) | RegistryError::Unknown(_)) => return Ok(()),
-                other => other?,
-            };
-            let Some(head) = candidates.first().map(|candidate| candidate.device.clone()) else {
-                return Ok(());
-            };
-            idle = if first.as_ref() == Some(&head) { idle + 1 } else { 0 };
-            if idle > MOST_IDLE {
-                return Err(Failure::new(format!(
-                    "'{head}' cannot be asked: something else keeps changing its keys"
-                ))
-                .next(format!(
-                    "look at 'doorward audit list --device {head}', then 'doorward rotation resume {id}'"
-                )));
+        let candidates = match rotations.candidates(id, wave, BATCH).await {
+            // The next beat waits for it to come back; who was asked is not asked again.
+            Err(RegistryError::Unavailable(_) | RegistryError::Unknown(_)) => return Ok(()),
+            other => other?,
+        };
+        let Some(head) = candidates.first().map(|candidate| &candidate.device) else { return Ok(()) };
+        if idle.is_too_long(head) {
+            return Err(Failure::new(format!(
+                "'{head}' cannot be asked: something else keeps changing its keys"
+            ))
+            .next(format!(
+                "look at 'doorward audit list --device {head}', then 'doorward rotation resume {id}'"
+            )));
+        }
+        let asked = match self.asking {
+            Asking::Keys(master) => {
+                let keys = new_keys(master, &candidates, self.rotation.plan.grace)?;
+                rotations.ask_for_keys(id, &self.name, &keys).await
             }
-            first = Some(head);
-            let asked = match self.asking {
-                Asking::Keys(master) => {
-                    let keys = new_keys(master, &candidates, self.rotation.plan.grace)?;
-                    rotations.ask_for_keys(id, &self.name, &keys).await
-                }
-                Asking::Renewal => {
-                    let devices: Vec<DeviceId> = candidates.into_iter().map(|c| c.device).collect();
-                    let by = clock::utc() + self.rotation.plan.patience;
-                    rotations.ask_for_certificates(id, &self.name, &devices, by).await
-                }
-            };
-            match asked {
-                Ok(true) => {}
-                Ok(false) | Err(RegistryError::Unavailable(_) | RegistryError::Unknown(_)) => return Ok(()),
-                Err(error) => return Err(error.into()),
+            Asking::Renewal => {
+                let devices: Vec<DeviceId> = candidates.into_iter().map(|c| c.device).collect();
+                let by = clock::utc() + self.rotation.plan.patience;
+                rotations.ask_for_certificates(id, &self.name, &devices, by).await
             }
+        };
+        match asked {
+            // `false`: it runs no more, or is another driver's; the next beat says which.
+            Ok(_) | Err(RegistryError::Unavailable(_) | RegistryError::Unknown(_)) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 

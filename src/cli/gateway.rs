@@ -5,7 +5,7 @@ mod add;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -26,6 +26,7 @@ use super::failure::{Failure, Outcome};
 use super::{Shared, issue, issuer, output, renew_cert};
 use crate::clock::ClockError;
 use crate::home::{self, Home, SECRET};
+use crate::issuer::{By, Issuer};
 use crate::master::MasterKeys;
 use crate::own_certificate::Pair;
 use crate::registry::{
@@ -197,17 +198,24 @@ fn issue_beside(
     match signer() {
         Ok((authority, _)) => info!(key = authority.key_id(), "this gateway signs what its devices ask for"),
         Err(reason) => {
-            warn!(%reason, "this gateway has an issuing key that it cannot use; certificates are renewed by 'doorward issuer run' alone");
-            return;
+            // It is tried again with the next request: a passphrase may come later, as its mount does.
+            warn!(%reason, "this gateway has an issuing key that it cannot use; until it can, certificates are renewed by 'doorward issuer run' alone");
         }
     }
     // It goes by what the gateway goes by: who is let in to renew late is renewed.
     let rules = Arc::clone(gateway);
-    let rules = Box::new(move || rules.certificate_rules());
-    let issuer = issuer::of(signer, registry, rules, gateway.issue_now());
+    let by = By { signer, rules: Box::new(move || rules.certificate_rules()) };
+    let issuer = Issuer { registry, by: Arc::new(Mutex::new(by)), news: gateway.issue_now() };
+    let issuing = tokio::spawn(issuer.run(stop));
     tokio::spawn(async move {
-        if let Err(error) = issuer.run(stop).await {
-            warn!(%error, "this gateway has an issuing key, but its database role may not record certificates; run 'doorward issuer run' as doorward_issuer");
+        match issuing.await {
+            Ok(Ok(())) => {}
+            Err(error) => {
+                error!(%error, "the issuer beside this gateway has failed: no certificate is renewed here before the next start")
+            }
+            Ok(Err(error)) => {
+                warn!(%error, "this gateway has an issuing key, but its database role may not record certificates; run 'doorward issuer run' as doorward_issuer")
+            }
         }
     });
 }

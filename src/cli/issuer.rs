@@ -1,13 +1,12 @@
 //! `issuer run`: the issuing key on a host of its own, and the issuer beside a gateway.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use clap::Subcommand;
 use doorward_pki::Authority;
 use doorward_proto::ids::DeviceId;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -17,8 +16,8 @@ use super::{Shared, cas, device, issue, output};
 use crate::config::Config;
 use crate::gateway;
 use crate::home::Home;
-use crate::issuer::{self, Rules, Signer};
-use crate::registry::{self, Access, Registry, RegistryError};
+use crate::issuer::{self, By, Rules, Signer};
+use crate::registry::{self, Access, RegistryError};
 use crate::stamp::Stamp;
 
 #[derive(Subcommand, Debug)]
@@ -78,8 +77,9 @@ async fn run(shared: &Shared) -> Outcome {
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut issuing =
-        tokio::spawn(of(signer, registry, rules(shared, config), Arc::default()).run(stop.clone()));
+    let by = By { signer, rules: rules(shared, config) };
+    let issuer = issuer::Issuer { registry, by: Arc::new(Mutex::new(by)), news: Arc::default() };
+    let mut issuing = tokio::spawn(issuer.run(stop.clone()));
     output::say(format!(
         "issuing by the CA with key {} until {}",
         authority.key_id(),
@@ -131,16 +131,6 @@ async fn list(shared: &Shared, device: Option<&DeviceId>, waiting: bool, limit: 
         ]);
     }
     output::print_table(&table, "there is no such request")
-}
-
-/// An issuer by these rules.
-pub(super) fn of(
-    signer: Signer,
-    registry: Arc<dyn Registry>,
-    rules: Rules,
-    news: Arc<Notify>,
-) -> issuer::Issuer {
-    issuer::Issuer { registry, signer, rules, news }
 }
 
 /// What the home's configuration says of certificates: read again when its file is another. One that cannot be used changes

@@ -12,12 +12,12 @@ use tracing::{info, warn};
 
 use super::Gateway;
 use crate::registry::RegistryError;
-use crate::registry::renewals::Shown;
+use crate::registry::renewals::{GATHER, Shown};
 
 /// Between tries while the registry does not answer.
 const RETRY: Duration = Duration::from_secs(1);
 /// What one transaction tells: a rotated fleet is told in few, and none of them keeps the store waiting for long.
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 32;
 
 /// What waits to be told: a few for each device that is here, and so no more than sessions times that.
 #[derive(Debug, Default)]
@@ -53,6 +53,7 @@ pub(super) async fn run(gateway: Arc<Gateway>, stop: CancellationToken) {
         loop {
             gateway.shown.news.notified().await;
             loop {
+                tokio::time::sleep(GATHER).await;
                 let some = gateway.shown.some();
                 if some.is_empty() {
                     break;

@@ -16,10 +16,10 @@ use super::Gateway;
 use super::mailbox::Renewed;
 use super::sessions::Handle;
 use crate::clock;
-use crate::registry::renewals::{MAX_REQUEST_BYTES, NewRequest, Requested};
+use crate::registry::renewals::{GATHER, MAX_REQUEST_BYTES, NewRequest, Requested};
 
 /// Requests of one transaction.
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 32;
 /// An issuer's answer is told by the feed; this is for the one that was lost.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// So long a session waits for an issuer. The request itself waits longer.
@@ -138,7 +138,12 @@ pub(super) async fn run(gateway: Arc<Gateway>, stop: CancellationToken) {
             } else {
                 let _ = tokio::time::timeout(LOOK_EVERY, gateway.renewals.news.notified()).await;
             }
-            while file(&gateway).await {}
+            loop {
+                tokio::time::sleep(GATHER).await;
+                if !file(&gateway).await {
+                    break;
+                }
+            }
             look(&gateway).await;
         }
     };

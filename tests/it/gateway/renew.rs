@@ -1,12 +1,12 @@
 //! A device renews its certificate in its session: asked in time, signed by whoever has the key, and let in by the new one; what
 //! is left to one that comes too late.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use doorward::config::CertificatesSection;
-use doorward::issuer::{Issuer, Rules};
+use doorward::issuer::{By, Issuer, Rules};
 use doorward::registry::{Access, Act, connect};
 use doorward_pki::Authority;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
@@ -48,12 +48,8 @@ fn issuer_asking(house: &House, rules: Rules) -> Running {
     };
     let authority = Authority::load(&house.issuing.certificate_pem(), &house.issuing.key_pem()).unwrap();
     let authority = Arc::new(authority);
-    let issuer = Issuer {
-        registry,
-        signer: Box::new(move || Ok((Arc::clone(&authority), None))),
-        rules,
-        news: Arc::default(),
-    };
+    let by = By { signer: Box::new(move || Ok((Arc::clone(&authority), None))), rules };
+    let issuer = Issuer { registry, by: Arc::new(Mutex::new(by)), news: Arc::default() };
     let stop = CancellationToken::new();
     let running = issuer.run(stop.clone());
     Running { stop, _running: tokio::spawn(async move { running.await.unwrap() }) }
