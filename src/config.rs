@@ -1,10 +1,13 @@
 //! The configuration: read once into final types, so that no half-checked value travels. Unknown keys are refused with
 //! their line. `Config::default()` is what an empty file means, and `config/default.toml` says the same in words.
 
+mod address;
 mod certificates;
 mod crl;
+mod limits;
 mod live;
 mod show;
+mod span;
 mod tls;
 
 use std::net::SocketAddr;
@@ -12,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use doorward_client::target::Target;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
 use crate::home::Home;
@@ -20,8 +23,10 @@ use crate::registry::DatabaseUrl;
 
 pub use certificates::CertificatesSection;
 pub use crl::{CrlSection, served_as};
+pub use limits::LimitsSection;
 pub use live::{Taken, take};
 pub use show::{Setting, Source, settings};
+pub use span::Span;
 
 /// The text that `init` writes: every key, its default, and what it does.
 pub const DEFAULT_TEXT: &str = include_str!("config/default.toml");
@@ -149,36 +154,6 @@ pub enum TlsVersion {
     V1_3,
 }
 
-/// `[limits]`
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LimitsSection {
-    /// Connections at once, sessions and handshakes together.
-    pub connections: usize,
-    /// Handshakes computed at once; the others wait their turn.
-    pub handshakes: usize,
-    /// One deadline over TCP, TLS and upgrade.
-    pub handshake_timeout: Span,
-    /// The longest message, in bytes.
-    pub message_bytes: usize,
-    /// Messages a second of one device.
-    pub rate_per_second: u32,
-    /// Messages of one device at once.
-    pub rate_burst: u32,
-    /// Publishes of one session that wait for the store.
-    pub undecided: usize,
-    /// Publishes of all sessions that wait for the store.
-    pub store_queue: usize,
-    /// Subscriptions of one session.
-    pub subscriptions: usize,
-    /// Bytes that wait for one device to read them.
-    pub outgoing_bytes: usize,
-    /// Refused messages that end a session…
-    pub strikes: usize,
-    /// …within this time.
-    pub strike_window: Span,
-}
-
 /// `[session]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -229,25 +204,6 @@ impl Default for TlsSection {
     }
 }
 
-impl Default for LimitsSection {
-    fn default() -> Self {
-        Self {
-            connections: 15_000,
-            handshakes: 256,
-            handshake_timeout: Span::seconds(30),
-            message_bytes: 64 << 10,
-            rate_per_second: 100,
-            rate_burst: 1000,
-            undecided: 128,
-            store_queue: 16_384,
-            subscriptions: 32,
-            outgoing_bytes: 256 << 10,
-            strikes: 5,
-            strike_window: Span::seconds(60),
-        }
-    }
-}
-
 impl Default for SessionSection {
     fn default() -> Self {
         Self { heartbeat: Span::seconds(30), max_skew: Span::seconds(60), proof_within: Span::seconds(30) }
@@ -257,33 +213,6 @@ impl Default for SessionSection {
 impl Default for MessagesSection {
     fn default() -> Self {
         Self { keep: Span::seconds(7 * 24 * 3600) }
-    }
-}
-
-/// A length of time, written `30s`, `10m`, `7d`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span(pub Duration);
-
-impl Span {
-    const fn seconds(seconds: u64) -> Self {
-        Self(Duration::from_secs(seconds))
-    }
-}
-
-impl Serialize for Span {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_duration(self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text).map(Self).map_err(|error| {
-            serde::de::Error::custom(format_args!(
-                "'{text}' is not a length of time like '30s', '10m' or '7d': {error}"
-            ))
-        })
     }
 }
 
@@ -316,49 +245,13 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), Wrong> {
-        let limits = &self.limits;
         let no = |key, value: String, reason: &str| Err(Wrong { key, value, reason: reason.to_owned() });
         let name = &self.gateway.name;
         if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
             return no("gateway.name", format!("{name:?}"), "a name of 1 to 64 characters is needed");
         }
-        for (key, value, least, most, reason) in [
-            ("limits.connections", limits.connections, 1, 1 << 20, "it must be 1 to 1048576"),
-            ("limits.handshakes", limits.handshakes, 1, 1 << 16, "it must be 1 to 65536"),
-            (
-                "limits.message_bytes",
-                limits.message_bytes,
-                1024,
-                16 << 20,
-                "it must be 1024 to 16777216 bytes",
-            ),
-            ("limits.undecided", limits.undecided, 1, 1 << 16, "it must be 1 to 65536"),
-            ("limits.store_queue", limits.store_queue, 1, 1 << 20, "it must be 1 to 1048576"),
-            ("limits.subscriptions", limits.subscriptions, 0, 1024, "it must be 0 to 1024"),
-            (
-                "limits.outgoing_bytes",
-                limits.outgoing_bytes,
-                4096,
-                64 << 20,
-                "it must be 4096 to 67108864 bytes",
-            ),
-            ("limits.strikes", limits.strikes, 1, 1000, "it must be 1 to 1000"),
-            (
-                "limits.rate_per_second",
-                limits.rate_per_second as usize,
-                1,
-                1_000_000,
-                "it must be 1 to 1000000",
-            ),
-            ("limits.rate_burst", limits.rate_burst as usize, 1, 1_000_000, "it must be 1 to 1000000"),
-        ] {
-            if !(least..=most).contains(&value) {
-                return no(key, value.to_string(), reason);
-            }
-        }
-        for (key, Span(value), least, most, reason) in [
-            ("limits.handshake_timeout", limits.handshake_timeout, 1, 300, "it must be 1s to 5m"),
-            ("limits.strike_window", limits.strike_window, 1, 3600, "it must be 1s to 1h"),
+        self.limits.check()?;
+        check_spans(&[
             ("session.heartbeat", self.session.heartbeat, 1, 3600, "it must be 1s to 1h"),
             // Four times what the registry may take to answer: an honest message must not grow stale in a queue.
             ("session.max_skew", self.session.max_skew, 20, 3600, "it must be 20s to 1h"),
@@ -382,17 +275,9 @@ impl Config {
             ("registry.max_staleness", self.registry.max_staleness, 0, 366 * 86_400, "it must be 0s to 366d"),
             // A message's id is remembered as long as the message: the dedupe window of the protocol.
             ("messages.keep", self.messages.keep, 600, 36_500 * 86_400, "it must be at least 10m"),
-        ] {
-            if !(Duration::from_secs(least)..=Duration::from_secs(most)).contains(&value) {
-                return no(key, humantime::format_duration(value).to_string(), reason);
-            }
-        }
+        ])?;
         self.tls.check()?;
         self.crl.check()?;
-        if limits.outgoing_bytes < 2 * limits.message_bytes {
-            let reason = "it must be at least twice limits.message_bytes: a message grows by a third on its way to a subscriber";
-            return no("limits.outgoing_bytes", limits.outgoing_bytes.to_string(), reason);
-        }
         if !self.database.url.is_empty()
             && let Err(error) = DatabaseUrl::parse(&self.database.url)
         {
@@ -418,6 +303,29 @@ struct Wrong {
     key: &'static str,
     value: String,
     reason: String,
+}
+
+/// A key, its value, the least and the most that it may be, and that in words.
+type Bounds<T, N> = (&'static str, T, N, N, &'static str);
+
+fn check_counts(all: &[Bounds<usize, usize>]) -> Result<(), Wrong> {
+    for &(key, value, least, most, reason) in all {
+        if !(least..=most).contains(&value) {
+            return Err(Wrong { key, value: value.to_string(), reason: reason.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// The bounds are in seconds.
+fn check_spans(all: &[Bounds<Span, u64>]) -> Result<(), Wrong> {
+    for &(key, Span(value), least, most, reason) in all {
+        if !(Duration::from_secs(least)..=Duration::from_secs(most)).contains(&value) {
+            let value = humantime::format_duration(value).to_string();
+            return Err(Wrong { key, value, reason: reason.to_owned() });
+        }
+    }
+    Ok(())
 }
 
 /// The line of a dotted key, counted from 1.

@@ -4,16 +4,16 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-use super::Wrong;
+use super::{Wrong, address};
 
 /// `[crl]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CrlSection {
     /// Where lists are served by HTTP, if anywhere.
-    #[serde(serialize_with = "write", deserialize_with = "read")]
+    #[serde(with = "address")]
     pub listen: Option<SocketAddr>,
     /// The lists, each under its file's name.
     pub files: Vec<PathBuf>,
@@ -48,23 +48,5 @@ impl CrlSection {
             return Err(Wrong { key: "crl.files", value, reason: reason.to_owned() });
         }
         Ok(())
-    }
-}
-
-fn write<S: Serializer>(address: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
-    match address {
-        Some(address) => serializer.collect_str(address),
-        None => serializer.serialize_str(""),
-    }
-}
-
-fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
-    match String::deserialize(deserializer)?.as_str() {
-        "" => Ok(None),
-        text => text.parse().map(Some).map_err(|_| {
-            serde::de::Error::custom(format_args!(
-                "'{text}' is not a socket address like '127.0.0.1:8080', nor empty"
-            ))
-        }),
     }
 }
