@@ -25,8 +25,8 @@ use step::{Step, next_step};
 
 /// Devices of one transaction, and the pause after it: what devices publish waits behind one such transaction, and their
 /// answers are spread.
-const BATCH: u32 = 50;
-const PACE: Duration = Duration::from_millis(200);
+const BATCH: u32 = 20;
+const PACE: Duration = Duration::from_millis(250);
 /// Between two looks at how it stands; grows to the second while nothing happens.
 const LOOK_EVERY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
 /// The shortest pause where there are many to look at.

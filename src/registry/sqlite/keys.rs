@@ -5,6 +5,7 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::super::shared::{Phase, revoked};
 use super::super::{Acted, DeviceStatus, Done, NewKey, RegistryError, Result};
+use super::store::{json, run};
 use super::{Sqlite, audit, custody, devices, error};
 
 pub(super) async fn add(registry: &Sqlite, phase: &Phase, id: &DeviceId, key: &NewKey) -> Result<Acted> {
@@ -41,44 +42,53 @@ pub(super) async fn add(registry: &Sqlite, phase: &Phase, id: &DeviceId, key: &N
     Ok(acted)
 }
 
-/// What `confirm_key` does in Postgres.
+/// What `confirm_key` does in Postgres, for many at once: what is published waits behind this transaction.
 pub(super) async fn confirm(
     connection: &mut SqliteConnection,
-    id: &DeviceId,
-    version: KeyVersion,
-) -> Result<bool> {
-    if devices::lock(connection, id).await? != DeviceStatus::Active {
-        return Err(RegistryError::Refused(format!("there is no active device '{id}'")));
+    shown: &[(&DeviceId, KeyVersion)],
+) -> Result<Vec<Result<bool, String>>> {
+    let asked: Vec<_> = shown.iter().map(|(id, version)| (id.as_str(), version.get())).collect();
+    let found: Vec<(Option<String>, Option<String>)> = sqlx::query_as(
+        "SELECT d.status, k.state FROM jsonb_each(?1) AS n
+         LEFT JOIN devices AS d ON d.id = n.value->>0
+         LEFT JOIN hmac_keys AS k ON k.device = d.id AND k.version = n.value->>1
+         ORDER BY n.key",
+    )
+    .bind(json(&asked)?)
+    .fetch_all(&mut *connection)
+    .await
+    .map_err(error::read)?;
+    let mut pending = Vec::new();
+    let mut outcomes = Vec::with_capacity(shown.len());
+    for ((id, version), (status, state)) in shown.iter().zip(found) {
+        outcomes.push(match (status.as_deref().map(DeviceStatus::read).transpose()?, state.as_deref()) {
+            (Some(DeviceStatus::Active), Some("pending")) => {
+                // Twice in one batch, it is new once.
+                let key = (id.as_str(), version.get());
+                let new = !pending.contains(&key);
+                pending.extend(new.then_some(key));
+                Ok(new)
+            }
+            (Some(DeviceStatus::Active), Some("active")) => Ok(false),
+            (Some(DeviceStatus::Active), other) => {
+                let state = other.unwrap_or("unknown");
+                Err(format!("key {version} of device '{id}' is not pending but {state}"))
+            }
+            _ => Err(format!("there is no active device '{id}'")),
+        });
     }
-    let state: Option<String> =
-        sqlx::query_scalar("SELECT state FROM hmac_keys WHERE device = ?1 AND version = ?2")
-            .bind(id.as_str())
-            .bind(i64::from(version.get()))
-            .fetch_optional(&mut *connection)
-            .await
-            .map_err(error::read)?;
-    match state.as_deref() {
-        Some("pending") => {}
-        Some("active") => return Ok(false),
-        other => {
-            let state = other.unwrap_or("unknown");
-            return Err(RegistryError::Refused(format!(
-                "key {version} of device '{id}' is not pending but {state}"
-            )));
-        }
+    if pending.is_empty() {
+        return Ok(outcomes);
     }
     for sql in [
         "UPDATE hmac_keys SET state = 'grace', grace_until = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+' || (
-             SELECT grace_seconds FROM hmac_keys WHERE device = ?1 AND version = ?2
-         ) || ' seconds') WHERE device = ?1 AND state = 'active'",
-        "UPDATE hmac_keys SET state = 'active' WHERE device = ?1 AND version = ?2",
+             SELECT p.grace_seconds FROM hmac_keys AS p WHERE p.device = hmac_keys.device AND p.state = 'pending'
+         ) || ' seconds')
+         WHERE device IN (SELECT value->>0 FROM jsonb_each(?1)) AND +state = 'active'",
+        "UPDATE hmac_keys SET state = 'active'
+         WHERE (device, version) IN (SELECT value->>0, value->>1 FROM jsonb_each(?1))",
     ] {
-        sqlx::query(sql)
-            .bind(id.as_str())
-            .bind(i64::from(version.get()))
-            .execute(&mut *connection)
-            .await
-            .map_err(error::read)?;
+        run(connection, sql, &pending).await?;
     }
-    Ok(true)
+    Ok(outcomes)
 }

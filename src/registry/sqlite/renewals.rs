@@ -70,18 +70,27 @@ async fn confirm(
     shown: &[(DeviceId, Shown)],
 ) -> Result<Vec<Result<bool, String>>> {
     let mut transaction = audit::begin(registry).await?;
+    let keys: Vec<_> = shown
+        .iter()
+        .filter_map(|(device, shown)| match shown {
+            Shown::Key(version) => Some((device, *version)),
+            Shown::Certificate(_) => None,
+        })
+        .collect();
+    let mut keys = keys::confirm(&mut transaction, &keys).await?.into_iter();
     let mut outcomes = Vec::with_capacity(shown.len());
-    for (device, shown) in shown {
+    for (_, shown) in shown {
         let outcome = match shown {
-            Shown::Key(version) => keys::confirm(&mut transaction, device, *version).await,
-            Shown::Certificate(certificate) => certificates::confirm(&mut transaction, certificate).await,
+            // Each has had its answer above, in this order.
+            Shown::Key(_) => keys.next().unwrap_or_else(|| Err("it was not asked for".to_owned())),
+            Shown::Certificate(certificate) => {
+                match certificates::confirm(&mut transaction, certificate).await {
+                    Err(RegistryError::Refused(why)) => Err(why),
+                    other => Ok(other?),
+                }
+            }
         };
-        outcomes.push(match outcome {
-            Ok(new) => Ok(new),
-            Err(RegistryError::Refused(why)) => Err(why),
-            Err(error @ RegistryError::NotFound { .. }) => Err(error.to_string()),
-            Err(error) => return Err(error),
-        });
+        outcomes.push(outcome);
     }
     audit::commit(phase, transaction).await?;
     Ok(outcomes)
