@@ -107,8 +107,9 @@ async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
     let mut hangup = signal(SignalKind::hangup())?;
     let started = tokio::select! {
         started = start(shared, listen) => started?,
-        _ = terminate.recv() => return Err(Failure::new("ended by SIGTERM before it served")),
-        _ = interrupt.recv() => return Err(Failure::new("interrupted before it served")),
+        // As told: for a service manager that is no failure.
+        _ = terminate.recv() => return ended_early("SIGTERM"),
+        _ = interrupt.recv() => return ended_early("SIGINT"),
     };
     let Started { gateway, listener, url, registry, _lock } = started;
     let local = listener.local_addr()?;
@@ -151,6 +152,11 @@ async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
             }
         }
     }
+}
+
+fn ended_early(signal: &str) -> Outcome {
+    output::say(format!("ended by {signal} before it served"));
+    Ok(())
 }
 
 /// All that comes before the first connection.

@@ -33,7 +33,7 @@ pub enum ReloadError {
     /// Reading it did not come to an end.
     #[error(transparent)]
     Reading(#[from] ReadingError),
-    /// The configuration is something else than a file.
+    /// The configuration is something else than a file, or what a renewal has left cannot be put in place.
     #[error(transparent)]
     File(#[from] FileError),
 }
@@ -206,12 +206,12 @@ fn read(home: &Home, running: &Live) -> (BTreeSet<PathBuf>, Result<Read, ReloadE
 
 fn read_files(home: &Home, running: &Live, taken: Taken) -> Result<Read, ReloadError> {
     let Taken { config, mut changed, waiting } = taken;
-    let load = || tls::load(&config, home, Some(&running.tls));
-    let tls = match load() {
-        // Two halves: a renewal that was cut short is finished.
-        Err(TlsError::Pair { .. }) if Pair::of(&config.tls, home).recover().unwrap_or(false) => load(),
-        loaded => loaded,
-    }?;
+    let mut tls = tls::load(&config, home, Some(&running.tls));
+    // Two halves: a renewal that was cut short is finished.
+    if matches!(tls, Err(TlsError::Pair { .. })) && Pair::of(&config.tls, home).recover()? {
+        tls = tls::load(&config, home, Some(&running.tls));
+    }
+    let tls = tls?;
     for (path, content) in &tls.files {
         let was = running.tls.files.iter().find(|(other, _)| other == path);
         let shown = path.display().to_string();

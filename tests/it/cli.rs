@@ -21,7 +21,7 @@ mod message;
 mod modes;
 mod passphrase;
 mod pki;
-mod profiles;
+pub(crate) mod profiles;
 mod receipt;
 mod refusals;
 mod renew_cert;

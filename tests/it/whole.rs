@@ -1,6 +1,6 @@
 //! The whole path, with the programs as they are shipped: commands, a gateway's process, devices that are not its own.
 
-mod renewal;
+pub(crate) mod renewal;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

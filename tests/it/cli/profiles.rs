@@ -56,6 +56,16 @@ fn leaf(desk: &Desk, from: &str, to: &str) {
     assert!(done, "{words}");
 }
 
+/// Whether a device's certificate is like all others, wherever it was signed.
+pub(crate) fn is_a_devices(desk: &Desk, file: &str) -> bool {
+    leaf(desk, file, "linted.pem");
+    let (certificate, chain) = (
+        findings(desk, "lint_pkix_cert", "linted.pem"),
+        findings(desk, "lint_pkix_signer_signee_cert_chain", "home/pki/issuing.crt linted.pem"),
+    );
+    certificate == accepted(&[KEY_ID, URN]) && chain.is_empty()
+}
+
 #[test]
 fn every_certificate_has_the_findings_that_are_explained_and_no_other() {
     let desk = Desk::empty();

@@ -4,20 +4,21 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use aho_corasick::AhoCorasick;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-use doorward_client::{Credentials, Device, Options};
+use doorward_client::{Credentials, Device};
 use doorward_pki::{BulkLine, DeviceFile, MasterKey};
 use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::pem::PemObject as _;
 
 use crate::support::command::{Desk, Ran, openssl};
 use crate::support::database::Database;
-use crate::support::house::within;
+use crate::support::house::{eventually, within};
 use crate::support::running::Running;
+use crate::whole::renewal::{asked, at_once};
 
 use super::on_both;
 
@@ -188,7 +189,7 @@ fn collect(desk: &Desk, secrets: &mut Secrets, round: &str) {
 }
 
 /// Each act of an operator that touches a secret, while a device is connected.
-async fn everything(desk: &Desk, seen: &mut Seen, secrets: &mut Secrets) {
+async fn everything(database: &Database, desk: &Desk, seen: &mut Seen, secrets: &mut Secrets) {
     let with = "--passphrase-file passphrase";
     let mut run = desk.gateway_command("gateway run --listen 127.0.0.1:0 --passphrase-file passphrase");
     run.env("DOORWARD_LOG", "trace");
@@ -197,13 +198,21 @@ async fn everything(desk: &Desk, seen: &mut Seen, secrets: &mut Secrets) {
     seen.put("the gateway's arguments", gateway.arguments());
     seen.run(desk, &format!("device add a {with}")).done();
     let credentials = Credentials::load(desk.home("devices/a")).unwrap().with_url(&gateway.url());
-    let device = Device::connect(credentials, Options::default()).unwrap();
+    let device = Device::connect(credentials, at_once()).unwrap();
     within("an ack", device.publish("devices/a/t", &1)).await.unwrap();
     // The new key travels in the session.
     seen.run(desk, &format!("device rotate-key a --out rotated {with}")).done();
     for n in 0..5 {
         within("an ack", device.publish("devices/a/t", &n)).await.unwrap();
     }
+    collect(desk, secrets, "before it is renewed");
+    let mut issuer = desk.command("issuer run --passphrase-file passphrase");
+    issuer.env("DOORWARD_LOG", "trace").stdout(Stdio::null());
+    let mut issuer = issuer.stderr(fs::File::create(desk.path("issuer.log")).unwrap()).spawn().unwrap();
+    asked(database, "a").await;
+    eventually("a certificate of its own", async || device.certificate().borrow().renewed == 1).await;
+    issuer.kill().unwrap();
+    issuer.wait().unwrap();
     for line in [
         "device add --count 3 --prefix p- --out bulk.jsonl",
         "device add --count 3 --prefix p- --out bulk.jsonl",
@@ -328,7 +337,7 @@ async fn no_secret_is_said_shown_or_stored(database: Database, desk: Desk) {
         secrets.add(name, text.as_bytes());
     }
     seen.run(&desk, "init --passphrase-file passphrase").done();
-    everything(&desk, &mut seen, &mut secrets).await;
+    everything(&database, &desk, &mut seen, &mut secrets).await;
     failures(&desk, &mut seen);
     collect(&desk, &mut secrets, "at the end");
     for path in files(&desk.path(".")).iter().filter(|path| !is_meant_to(path)) {

@@ -8,7 +8,7 @@ use doorward_client::{CertificateStatus, Credentials, Device, Options, Renew, Re
 use serde_json::json;
 
 use super::{array, bundle, connected, device_py};
-use crate::cli::on_both;
+use crate::cli::{on_both, profiles};
 use crate::support::command::{Desk, openssl};
 use crate::support::database::{Database, Sql};
 use crate::support::house::{eventually, from_now, stamp, within};
@@ -36,13 +36,13 @@ impl Drop for Issuer {
 }
 
 /// The operator wants these devices' certificates renewed.
-async fn asked(database: &Database, devices: &str) {
+pub(crate) async fn asked(database: &Database, devices: &str) {
     let by = stamp(from_now(86_400));
     let sql = format!("UPDATE certificates SET rotate_by = '{by}' WHERE device LIKE '{devices}'");
     database.execute(&sql).await.unwrap();
 }
 
-fn at_once() -> Options {
+pub(crate) fn at_once() -> Options {
     let renewal = RenewalOptions { spread: Duration::ZERO, ..RenewalOptions::default() };
     Options { renewal, ..Options::default() }
 }
@@ -82,6 +82,7 @@ async fn a_device_renews_while_it_publishes(database: Database, desk: Desk) {
     eventually("the old one is superseded", async || statuses(&desk, "press-7") == ["active", "superseded"])
         .await;
     desk.run(&format!("cert show {serial} --json")).done();
+    assert!(profiles::is_a_devices(&desk, "home/devices/press-7/device.crt"));
     assert_eq!(files(&desk, "press-7"), ["ca.crt", "device.crt", "device.json", "device.key"]);
 
     // What it has stored is what it comes back with.
