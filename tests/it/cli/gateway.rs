@@ -1,10 +1,12 @@
 //! `gateway run` as a service manager sees it.
 
 use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::command::{Desk, Ran};
 use crate::support::database::Database;
+use crate::support::house::eventually;
 use crate::support::http::get;
 use crate::support::running::Running;
 
@@ -122,4 +124,40 @@ fn an_address_that_cannot_be_had_is_named() {
     let mut log = desk.command("gateway run --listen 127.0.0.1:0");
     log.env("DOORWARD_LOG", "=/=");
     Ran::of(&mut log).fails(2, &["DOORWARD_LOG", "no log filter"]);
+}
+
+/// A process that may open 48 files, and more peers than that: the operator is answered all the same, and the door opens
+/// again by itself.
+#[tokio::test]
+async fn an_operator_is_answered_when_no_descriptor_is_left() {
+    let desk = Desk::new();
+    let run = desk.gateway_command("gateway run --listen 127.0.0.1:0");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "ulimit -n 48; exec \"$0\" \"$@\""]).arg(run.get_program()).args(run.get_args());
+    command.current_dir(run.get_current_dir().unwrap());
+    for (name, value) in run.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let gateway = Running::spawn(&mut command);
+    let admin = admin_of(&gateway.said).parse().unwrap();
+    let mut peers = Vec::new();
+    for _ in 0..60 {
+        peers.push(TcpStream::connect(&gateway.address).unwrap());
+    }
+    let failures = async || get(admin, "/metrics").await.value("doorward_accept_failures_total", "");
+    eventually("none is left", async || failures().await > 0.0).await;
+    for _ in 0..3 {
+        assert_eq!(get(admin, "/healthz").await.status, 200);
+        assert_eq!(get(admin, "/readyz").await.status, 200);
+    }
+    drop(peers);
+    eventually("they are back", async || {
+        get(admin, "/metrics").await.body.contains("doorward_process_open_fds")
+    })
+    .await;
+    gateway.ended_by("TERM");
 }
