@@ -24,11 +24,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, info, warn};
 
+use crate::fold::{Kind, Sample};
+use crate::gateway::events::Event;
 use crate::gateway::sessions::Handle;
 use crate::gateway::{Gateway, Source};
 use crate::identity::{self, Asked, Denied, Problem};
+use crate::metrics::TlsRefusal;
+use crate::metrics::family::Label as _;
 use crate::registry::cache::Entry;
-use crate::registry::{Record, RegistryError};
+use crate::registry::{EventKind, Record, RegistryError};
 use crate::upgrade::{self, HeadError};
 use crate::{clock, connection, entropy, tls};
 
@@ -85,11 +89,18 @@ pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: Canc
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
         };
+        match &accepted {
+            Ok(_) => gateway.counters.connection(),
+            Err(_) => gateway.counters.accept_failed(),
+        }
         match accepted {
             // No certificate can be judged: closed before one is asked for.
             Ok((_, peer)) if !gateway.clock_is_right() => {
                 gateway.counters.clock_behind();
-                debug!(%peer, "closed: the clock is behind the build");
+                let sample = || Sample::new("-", peer, "-");
+                if gateway.folds.may_say(&gateway.counters, Kind::ClockBehind, "clock_behind", sample) {
+                    warn!(%peer, reason = "clock_behind", "closed: the clock is behind the build");
+                }
             }
             Ok((tcp, peer)) => match Arc::clone(&gateway.connections).try_acquire_owned() {
                 Ok(permit) => {
@@ -98,7 +109,10 @@ pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: Canc
                 }
                 Err(_) => {
                     gateway.counters.over_limit();
-                    debug!(%peer, "closed: as many connections as limits.connections allows");
+                    let sample = || Sample::new("-", peer, "-");
+                    if gateway.folds.may_say(&gateway.counters, Kind::OverLimit, "over_limit", sample) {
+                        warn!(%peer, reason = "over_limit", "closed: as many connections as limits.connections allows");
+                    }
                 }
             },
             // The peer was gone before it was accepted: nothing of ours.
@@ -126,10 +140,13 @@ async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, permit: 
         return;
     };
     let id: Arc<str> = id.into();
+    let under_way = gateway.counters.handshaking();
     let deadline = gateway.live().config.limits.handshake_timeout.0;
     // Boxed and dropped here: a session does not keep its handshake's state.
     let handshake = Box::pin(handshake(&gateway, tcp, peer, &id));
-    match tokio::time::timeout(deadline, handshake).await {
+    let outcome = tokio::time::timeout(deadline, handshake).await;
+    drop(under_way);
+    match outcome {
         Ok(Outcome::Admitted(admitted)) => {
             tokio::spawn(connection::run(Arc::clone(&gateway), *admitted, permit));
         }
@@ -138,7 +155,10 @@ async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, permit: 
         Ok(Outcome::Over) => {}
         Err(_) => {
             gateway.counters.handshake_timeout();
-            info!(connection = %id, %peer, reason = "timeout", "refused: not through the handshake in time");
+            let sample = || Sample::new(&id, peer, "-");
+            if gateway.folds.may_say(&gateway.counters, Kind::Timeout, "timeout", sample) {
+                info!(connection = %id, %peer, reason = "timeout", "refused: not through the handshake in time");
+            }
         }
     }
 }
@@ -155,6 +175,8 @@ enum Outcome {
 struct Refused {
     stream: Stream,
     subject: String,
+    /// Whom the certificate names, if that can be a device. A device CA has signed it.
+    named: Option<DeviceId>,
     denied: Denied,
 }
 
@@ -179,8 +201,7 @@ async fn handshake(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, id:
     let mut stream: Stream = match accepted {
         Ok(stream) => Box::new(stream),
         Err(error) => {
-            gateway.counters.tls_refused();
-            info!(connection = %id, %peer, subject = subject.as_deref().unwrap_or("-"), reason = %error, "refused in TLS");
+            refuse_in_tls(gateway, &error, peer, id, subject.as_deref().unwrap_or("-"));
             return Outcome::Over;
         }
     };
@@ -198,7 +219,30 @@ async fn handshake(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, id:
             Outcome::Admitted(Box::new(Admitted { stream, rest, handle, grant, peer, stay }))
         }
         Ok(None) => Outcome::Over,
-        Err(denied) => Outcome::Refused(Box::new(Refused { stream, subject: display_subject(leaf), denied })),
+        Err(denied) => {
+            let named = Leaf::parse(leaf).ok().and_then(|leaf| DeviceId::new(leaf.common_name().ok()?).ok());
+            Outcome::Refused(Box::new(Refused { stream, subject: display_subject(leaf), named, denied }))
+        }
+    }
+}
+
+/// Whoever it was has shown no certificate that leads to a device CA: what its subject says is anybody's word.
+fn refuse_in_tls(gateway: &Gateway, error: &io::Error, peer: SocketAddr, id: &str, subject: &str) {
+    let class = TlsRefusal::of(error);
+    gateway.counters.tls_refused(class);
+    let sample = || Sample::new(id, peer, subject);
+    if gateway.folds.may_say(&gateway.counters, Kind::Tls, class.label(), sample) {
+        info!(connection = %id, %peer, subject, class = class.label(), reason = %error, "refused in TLS");
+    }
+    // Who goes away, or was no device of anybody's, is the network's noise and no security event.
+    if !matches!(class, TlsRefusal::Gone | TlsRefusal::Protocol) {
+        gateway.note(Event {
+            kind: EventKind::TlsRefused,
+            device: None,
+            reason: class.label(),
+            peer: peer.to_string(),
+            detail: format!("{}: {error}; subject {subject}", class.label()),
+        });
     }
 }
 
@@ -299,7 +343,10 @@ async fn look_up(
 ) -> Result<(Option<Record>, Source), Denied> {
     gateway.record(certificate).await.map_err(|error| {
         if !matches!(error, RegistryError::Unavailable(_) | RegistryError::Unknown(_)) {
-            warn!(connection = %id, %peer, %error, "the device's record cannot be read");
+            let sample = || Sample::new(id, peer, "-");
+            if gateway.folds.may_say(&gateway.counters, Kind::Unreadable, "unreadable", sample) {
+                warn!(connection = %id, %peer, %error, "the device's record cannot be read");
+            }
         }
         let detail = "the gateway cannot ask its registry, and has no fresh copy of this device's record";
         Denied::new(Problem::Unavailable, detail)
@@ -314,13 +361,25 @@ fn throttle(gateway: &Gateway, device: &DeviceId) -> Result<(), Denied> {
 }
 
 async fn refuse(gateway: &Gateway, refused: Refused, peer: SocketAddr, id: &str) {
-    let Refused { mut stream, subject, denied } = refused;
+    let Refused { mut stream, subject, named, denied } = refused;
     let problem = denied.problem;
     gateway.counters.refused(problem);
-    info!(
-        connection = %id, %peer, subject, status = problem.status(), reason = problem.label(), detail = %denied.detail,
-        "refused"
-    );
+    let sample = || Sample::new(id, peer, &subject);
+    if gateway.folds.may_say(&gateway.counters, Kind::Refused, problem.label(), sample) {
+        info!(
+            connection = %id, %peer, subject, status = problem.status(), reason = problem.label(), detail = %denied.detail,
+            "refused"
+        );
+    }
+    if !matches!(problem, Problem::Draining | Problem::Unavailable) {
+        gateway.note(Event {
+            kind: EventKind::Refused,
+            device: named.as_ref(),
+            reason: problem.label(),
+            peer: peer.to_string(),
+            detail: format!("{}: {}", problem.label(), denied.detail),
+        });
+    }
     let retry_after = match problem {
         Problem::Draining | Problem::Unavailable | Problem::TooMany => {
             Some(denied.retry_after.unwrap_or_else(|| fastrand::u64(1..=10)))

@@ -14,12 +14,15 @@ mod crl;
 mod custody;
 mod demo;
 mod device;
+mod event;
 mod failure;
 mod fleet;
+mod follow;
 mod gateway;
 mod init;
 mod issue;
 mod issuer;
+mod log;
 mod message;
 mod output;
 mod pki;
@@ -107,6 +110,9 @@ enum Command {
     /// What was stored
     #[command(subcommand)]
     Message(message::Message),
+    /// What has been refused, and other things that a security officer reads
+    #[command(subcommand)]
+    Event(event::Event),
     /// Who did what when
     #[command(subcommand)]
     Audit(audit::Audit),
@@ -153,6 +159,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Rotation(rotation) => rotation.run(&shared).await,
         Command::Session(session) => session.run(&shared).await,
         Command::Message(message) => message.run(&shared).await,
+        Command::Event(event) => event.run(&shared).await,
         Command::Audit(audit) => audit.run(&shared).await,
         Command::Config(config) => config.run(&shared),
         Command::Completions(completions) => completions.run(),

@@ -2,6 +2,7 @@
 //! their line. `Config::default()` is what an empty file means, and `config/default.toml` says the same in words.
 
 mod address;
+mod admin;
 mod certificates;
 mod crl;
 mod limits;
@@ -21,6 +22,7 @@ use toml::de::{DeTable, DeValue};
 use crate::home::Home;
 use crate::registry::DatabaseUrl;
 
+pub use admin::AdminSection;
 pub use certificates::CertificatesSection;
 pub use crl::{CrlSection, served_as};
 pub use limits::LimitsSection;
@@ -87,6 +89,8 @@ pub struct Config {
     pub certificates: CertificatesSection,
     /// Revocation lists for others.
     pub crl: CrlSection,
+    /// What the operator's programs ask.
+    pub admin: AdminSection,
     /// Bounds on connections and sessions.
     pub limits: LimitsSection,
     /// Times of a session.

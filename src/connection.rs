@@ -29,10 +29,12 @@ use tracing::{debug, info};
 use crate::accept::{Admitted, Stream};
 use crate::clock;
 use crate::entropy;
+use crate::fold::{Kind, Sample};
+use crate::gateway::events::Event;
 use crate::gateway::mailbox::{Ending, Outcome, Renewed};
 use crate::gateway::sessions::{Handle, Proof};
 use crate::gateway::{Gateway, Live};
-use crate::registry::NewEvent;
+use crate::registry::EventKind;
 use crate::registry::renewals::Shown;
 use crate::sink::{Job, NoRoom};
 
@@ -79,7 +81,10 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: Owned
     match challenge {
         Err(close) => {
             gateway.counters.closed(close);
-            info!(connection = %handle.id, device = %handle.device, %peer, reason = close.label(), "closed before welcome");
+            let sample = || Sample::new(&handle.id, peer, handle.device.as_str());
+            if gateway.folds.may_say(&gateway.counters, Kind::Closed, close.label(), sample) {
+                info!(connection = %handle.id, device = %handle.device, %peer, reason = close.label(), "closed before welcome");
+            }
             gateway.sessions.leave(&handle);
             closing_handshake(ws, Some(frame(close))).await;
         }
@@ -278,6 +283,9 @@ impl Connection {
                         Verdict::Refused(refusal) => {
                             self.gateway.counters.rejected(refusal);
                             debug!(connection = %self.handle.id, device = %self.handle.device, error = refusal.as_str(), "message refused");
+                            if let Some(kind) = EventKind::of(refusal) {
+                                self.note(kind, "a message was refused");
+                            }
                         }
                         Verdict::Ignored => self.gateway.counters.ignored(),
                     }
@@ -336,22 +344,28 @@ impl Connection {
             }
         }
         self.gateway.counters.proven();
-        info!(connection = %self.handle.id, device = %self.handle.device, peer = %self.peer, "session proven");
+        if self.may_say(Kind::Proven, "proven") {
+            info!(connection = %self.handle.id, device = %self.handle.device, peer = %self.peer, "session proven");
+        }
         if self.handle.supersedes {
             self.gateway.shown.put(&self.handle.device, Shown::Certificate(self.handle.certificate));
         }
         self.gateway.sink.claim(self.handle.claim(&self.gateway.name));
     }
 
-    fn event(&self, kind: &'static str, detail: String) -> NewEvent {
-        NewEvent {
-            at: clock::utc(),
-            gateway: Arc::clone(&self.gateway.name),
-            device: Some(self.handle.device.clone()),
+    fn may_say(&self, kind: Kind, reason: &'static str) -> bool {
+        let sample = || Sample::new(&self.handle.id, self.peer, self.handle.device.as_str());
+        self.gateway.folds.may_say(&self.gateway.counters, kind, reason, sample)
+    }
+
+    fn note(&self, kind: EventKind, detail: &str) {
+        self.gateway.note(Event {
             kind,
+            device: Some(&self.handle.device),
+            reason: "",
             peer: self.peer.to_string(),
-            detail,
-        }
+            detail: format!("{detail}; session {}", self.handle.id),
+        });
     }
 
     /// Tries the held publish again, or gives it up when its time is over.
@@ -436,13 +450,15 @@ impl Connection {
             .flatten();
         let reason = untrusted.as_ref().map_or(close.label(), |denied| denied.problem.label());
         let detail = detail.or(untrusted.map(|denied| denied.detail.to_string()));
-        info!(
-            connection = %self.handle.id, device = %self.handle.device, peer = %self.peer, code = close.code(),
-            reason, detail = detail.as_deref().unwrap_or("-"), proven = self.session.is_proven(),
-            after_ms = self.handle.cut_after().map(|after| after.as_millis()), "session closed"
-        );
+        if self.may_say(Kind::Closed, reason) {
+            info!(
+                connection = %self.handle.id, device = %self.handle.device, peer = %self.peer, code = close.code(),
+                reason, detail = detail.as_deref().unwrap_or("-"), proven = self.session.is_proven(),
+                after_ms = self.handle.cut_after().map(|after| after.as_millis()), "session closed"
+            );
+        }
         if close == Close::Strikes {
-            self.gateway.sink.event(self.event("strikes", Close::Strikes.reason().to_owned()));
+            self.note(EventKind::Strikes, Close::Strikes.reason());
         }
         match ended {
             Ended::Broken(_) => {}

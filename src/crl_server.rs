@@ -84,7 +84,7 @@ pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: Canc
             }
         }
     };
-    http::serve(listener, answer, stop).await;
+    http::serve(listener, http::Reserve::default(), answer, stop).await;
 }
 
 impl Shelf {

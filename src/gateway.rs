@@ -3,10 +3,13 @@
 mod confirm;
 mod credentials;
 mod custody;
+pub(crate) mod events;
 mod follow;
 mod live;
 pub(crate) mod mailbox;
+mod measures;
 mod own;
+pub(crate) mod readiness;
 mod reading;
 mod records;
 mod reload;
@@ -41,19 +44,21 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::config::Config;
+use crate::fold::Folds;
 use crate::home::{self, FileError, Home};
 use crate::identity::Granter;
 use crate::master::MasterKeys;
 use crate::metrics::Counters;
 use crate::registry::cache::{Cache, Stuck};
 use crate::registry::lookups::Lookups;
-use crate::registry::{Enrolment, NewEvent, Registry, RegistryError};
+use crate::registry::{Enrolment, EventKind, Registry, RegistryError};
 use crate::route::Routes;
 use crate::sink::{self, Sink};
 use crate::tls::{self, TlsError};
 use crate::{accept, clock, crl_server, entropy};
 
 use credentials::ShownCredentials;
+use events::{Event, Events};
 use follow::Follower;
 use mailbox::Ending;
 use own::Upcoming;
@@ -108,6 +113,9 @@ pub struct Gateway {
     pub(crate) routes: Arc<Routes>,
     pub(crate) sink: Arc<Sink>,
     pub(crate) counters: Counters,
+    /// Log lines that peers bring about.
+    pub(crate) folds: Folds,
+    events: Events,
     pub(crate) shown: ShownCredentials,
     pub(crate) renewals: Renewing,
     /// Room for connections, and turns to compute a handshake.
@@ -177,6 +185,8 @@ impl Gateway {
             routes: Arc::new(Routes::default()),
             sink,
             counters: Counters::default(),
+            folds: Folds::default(),
+            events: Events::default(),
             shown: ShownCredentials::default(),
             renewals: Renewing::default(),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
@@ -282,11 +292,10 @@ impl Gateway {
     pub(crate) fn possible_clone(&self, connection: &str, from: &Handle, by: &str) {
         let detail = format!("taken over again and again, the last time from {} by {by}", from.peer);
         warn!(%connection, device = %from.device, %detail, "possible clone; nobody else is let in here as this device for a minute");
-        self.sink.event(NewEvent {
-            at: clock::utc(),
-            gateway: Arc::clone(&self.name),
-            device: Some(from.device.clone()),
-            kind: "possible_clone",
+        self.note(Event {
+            kind: EventKind::PossibleClone,
+            device: Some(&from.device),
+            reason: "",
             peer: by.to_owned(),
             detail,
         });
@@ -335,6 +344,7 @@ pub async fn serve(
     parts.spawn(ends(witness::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(watch::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(own::run(Arc::clone(&gateway), stop.clone())));
+    parts.spawn(ends(events::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(accept::run(Arc::clone(&gateway), listener, stop.clone())));
     let lists = gateway.lists.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(listener) = lists {
@@ -355,6 +365,7 @@ pub async fn serve(
         error!(%error, "the gateway cannot go on; it drains and ends");
     }
     drain(&gateway).await;
+    gateway.say_all();
     stop.cancel();
     stop_writer.cancel();
     let ended = async {

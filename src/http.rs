@@ -1,6 +1,8 @@
 //! A small HTTP/1.1 listener for what is asked for by programs that are no devices: bounded connections, one deadline each,
 //! no request bodies, one request a connection.
 
+mod reserve;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -21,6 +23,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+pub(crate) use reserve::Reserve;
+
 /// Connections at once; one more is closed without a word.
 const MAX_CONNECTIONS: usize = 64;
 /// One deadline over request and answer: what is served is some megabytes at most.
@@ -37,21 +41,35 @@ pub(crate) type Answer = Response<Full<Bytes>>;
 /// A request of which the method is GET or HEAD.
 pub(crate) struct Asked {
     pub(crate) path: String,
+    /// What stands behind the question mark.
+    pub(crate) query: String,
     pub(crate) headers: hyper::HeaderMap,
 }
 
-/// Serves until it is stopped. `answer` is asked for GET and HEAD alone; a HEAD's answer has no body.
-pub(crate) async fn serve<A, F>(listener: TcpListener, answer: A, stop: CancellationToken)
+/// Serves until it is stopped. `answer` is asked for GET and HEAD alone; a HEAD's answer has no body. `reserve` is for
+/// when no descriptor is left.
+pub(crate) async fn serve<A, F>(listener: TcpListener, reserve: Reserve, answer: A, stop: CancellationToken)
 where
     A: Fn(Asked) -> F + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
     let (answer, room) = (Arc::new(answer), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
+    let reserve = Arc::new(reserve);
     let mut complained = false;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
+        };
+        let accepted = match accepted {
+            Err(error) if reserve::is_scarce(&error) && reserve.give() => {
+                match tokio::time::timeout(Duration::ZERO, listener.accept()).await {
+                    Ok(accepted) => accepted,
+                    // Who wanted in is gone.
+                    Err(_) => Err(error),
+                }
+            }
+            accepted => accepted,
         };
         match accepted {
             Ok((tcp, peer)) => {
@@ -60,13 +78,15 @@ where
                     debug!(%peer, "closed: as many HTTP connections as there may be");
                     continue;
                 };
-                let (answer, stop) = (Arc::clone(&answer), stop.clone());
+                let (answer, stop, reserve) = (Arc::clone(&answer), stop.clone(), Arc::clone(&reserve));
                 tokio::spawn(async move {
                     let served = tokio::time::timeout(WITHIN, connection(tcp, peer, answer));
                     tokio::select! {
                         _ = served => {}
                         () = stop.cancelled() => {}
                     }
+                    // Its descriptor is free: the reserve has it back, if it was taken from there.
+                    reserve.fill();
                     drop(permit);
                 });
             }
@@ -75,6 +95,7 @@ where
                 if !std::mem::replace(&mut complained, true) {
                     warn!(%error, "cannot accept HTTP connections");
                 }
+                reserve.fill();
                 tokio::time::sleep(BACK_OFF).await;
             }
         }
@@ -96,7 +117,8 @@ where
             }
             // What a request has for a body is never read: the connection ends with the answer.
             let (parts, _) = request.into_parts();
-            Ok(answer(Asked { path: parts.uri.path().to_owned(), headers: parts.headers }).await)
+            let query = parts.uri.query().unwrap_or_default().to_owned();
+            Ok(answer(Asked { path: parts.uri.path().to_owned(), query, headers: parts.headers }).await)
         }
     });
     let served = http1::Builder::new()
@@ -113,10 +135,15 @@ where
 
 /// An answer in words, which nobody keeps.
 pub(crate) fn plain(status: StatusCode, words: &'static str) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from_static(words.as_bytes())));
+    passing(status, "text/plain; charset=utf-8", Bytes::from_static(words.as_bytes()))
+}
+
+/// An answer that is true now, and which nobody keeps.
+pub(crate) fn passing(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     answer

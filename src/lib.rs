@@ -5,12 +5,14 @@
 //! subscribed. ARCHITECTURE.md is the map.
 
 mod accept;
+pub mod admin;
 pub mod cli;
 pub mod clock;
 pub mod config;
 mod connection;
 mod crl_server;
 pub mod entropy;
+mod fold;
 pub mod gateway;
 pub mod home;
 mod http;

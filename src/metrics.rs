@@ -1,7 +1,17 @@
 //! One counter for each verdict, connection and session. Labels come from enums, so there are as many as there are and
 //! no peer can make more.
+//!
+//! A new counter is a field of [`Counters`] (an `AtomicU64`, a [`PerLabel`] or a [`Histogram`]), a method that counts, and
+//! a line in [`Counters::collect`], which names it. Those of a part of its own stand in a file of their own, as those of
+//! the store do.
 
-use std::fmt;
+mod expiries;
+pub(crate) mod family;
+mod histogram;
+pub(crate) mod page;
+pub(crate) mod process;
+pub(crate) mod store;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -9,87 +19,35 @@ use doorward_proto::close::Close;
 use doorward_proto::verdict::Refusal;
 
 use crate::identity::Problem;
+use crate::registry::EventKind;
+
+pub use expiries::Expiries;
+pub(crate) use family::TlsRefusal;
+use family::{Early, PerLabel};
+use histogram::Histogram;
+pub use histogram::Times;
+use page::Page;
 
 /// What has happened since the start.
 #[derive(Debug, Default)]
 pub struct Counters {
-    over_limit: AtomicU64,
-    clock_behind: AtomicU64,
-    gone: AtomicU64,
-    handshake_timeouts: AtomicU64,
-    tls_refused: AtomicU64,
-    refused: [AtomicU64; Problem::ALL.len()],
+    connections: AtomicU64,
+    early: PerLabel<Early>,
+    accept_failures: AtomicU64,
+    handshaking: AtomicU64,
+    tls_refused: PerLabel<TlsRefusal>,
+    refused: PerLabel<Problem>,
     opened: AtomicU64,
     proven: AtomicU64,
-    closed: [AtomicU64; Close::ALL.len()],
+    closed: PerLabel<Close>,
     accepted: AtomicU64,
     ignored: AtomicU64,
-    rejected: [AtomicU64; Refusal::ALL.len()],
+    rejected: PerLabel<Refusal>,
     cuts: Histogram,
-}
-
-/// Times in buckets that double or so: what an operator promises and what went wrong are both in it.
-#[derive(Debug, Default)]
-struct Histogram {
-    buckets: [AtomicU64; BUCKETS.len()],
-    count: AtomicU64,
-    sum_us: AtomicU64,
-}
-
-/// Upper bounds, in milliseconds.
-const BUCKETS: [u64; 14] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 60_000];
-
-impl Histogram {
-    fn record(&self, time: Duration) {
-        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let bucket = BUCKETS.iter().position(|bound| us <= bound * 1000);
-        add(bucket.and_then(|at| self.buckets.get(at)));
-        add(Some(&self.count));
-        self.sum_us.fetch_add(us, Ordering::Relaxed);
-    }
-}
-
-/// Times so far.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Times {
-    /// How many took at most so long: the bound in milliseconds, and the number of those within it.
-    pub within_ms: Vec<(u64, u64)>,
-    /// How many there were.
-    pub count: u64,
-    /// All together.
-    pub sum: Duration,
-}
-
-/// How long what ends has still to go, in seconds; what has ended is below zero.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Expiries {
-    /// The gateway's own certificate.
-    pub server_certificate: i64,
-    /// Each device CA, by its subject.
-    pub device_cas: Vec<(String, i64)>,
-    /// Each list of `tls.crls`, by its issuer: until the next one is due.
-    pub revocation_lists: Vec<(String, i64)>,
-    /// The soonest of the certificates that proven sessions came by.
-    pub session_certificates: Option<i64>,
-}
-
-impl fmt::Display for Expiries {
-    /// In days, the soonest of each kind: for a log line.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let days = |seconds: i64| seconds.div_euclid(86_400);
-        let soonest = |all: &[(String, i64)]| all.iter().map(|(_, left)| *left).min();
-        write!(f, "server certificate {}d", days(self.server_certificate))?;
-        for (what, left) in [
-            ("device CA", soonest(&self.device_cas)),
-            ("revocation list", soonest(&self.revocation_lists)),
-            ("certificate of a session", self.session_certificates),
-        ] {
-            if let Some(left) = left {
-                write!(f, ", {what} {}d", days(left))?;
-            }
-        }
-        Ok(())
-    }
+    changes: Histogram,
+    oldest_transaction_ms: AtomicU64,
+    events: PerLabel<EventKind>,
+    folded: AtomicU64,
 }
 
 /// The counters at a moment.
@@ -119,48 +77,81 @@ pub struct Totals {
     pub rejected: u64,
 }
 
-fn add(counter: Option<&AtomicU64>) {
-    if let Some(counter) = counter {
-        counter.fetch_add(1, Ordering::Relaxed);
+/// A connection that has not come through the door, as long as it is held.
+#[derive(Debug)]
+pub(crate) struct Handshaking<'a>(&'a AtomicU64);
+
+impl Drop for Handshaking<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
+fn add(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
 impl Counters {
+    /// A connection was accepted, whatever becomes of it.
+    pub(crate) fn connection(&self) {
+        add(&self.connections);
+    }
     pub(crate) fn over_limit(&self) {
-        add(Some(&self.over_limit));
+        self.early.add(Early::OverLimit);
     }
     pub(crate) fn clock_behind(&self) {
-        add(Some(&self.clock_behind));
+        self.early.add(Early::ClockBehind);
     }
     pub(crate) fn gone(&self) {
-        add(Some(&self.gone));
+        self.early.add(Early::Gone);
     }
     pub(crate) fn handshake_timeout(&self) {
-        add(Some(&self.handshake_timeouts));
+        self.early.add(Early::HandshakeTimeout);
     }
-    pub(crate) fn tls_refused(&self) {
-        add(Some(&self.tls_refused));
+    /// `accept` itself has failed.
+    pub(crate) fn accept_failed(&self) {
+        add(&self.accept_failures);
+    }
+    /// A handshake is under way until what this returns is dropped.
+    pub(crate) fn handshaking(&self) -> Handshaking<'_> {
+        add(&self.handshaking);
+        Handshaking(&self.handshaking)
+    }
+    pub(crate) fn tls_refused(&self, why: TlsRefusal) {
+        self.tls_refused.add(why);
     }
     pub(crate) fn refused(&self, problem: Problem) {
-        add(Problem::ALL.iter().position(|p| *p == problem).and_then(|at| self.refused.get(at)));
+        self.refused.add(problem);
     }
     pub(crate) fn opened(&self) {
-        add(Some(&self.opened));
+        add(&self.opened);
     }
     pub(crate) fn proven(&self) {
-        add(Some(&self.proven));
+        add(&self.proven);
     }
     pub(crate) fn closed(&self, close: Close) {
-        add(Close::ALL.iter().position(|c| *c == close).and_then(|at| self.closed.get(at)));
+        self.closed.add(close);
     }
     pub(crate) fn accepted(&self) {
-        add(Some(&self.accepted));
+        add(&self.accepted);
     }
     pub(crate) fn ignored(&self) {
-        add(Some(&self.ignored));
+        add(&self.ignored);
     }
     pub(crate) fn rejected(&self, refusal: Refusal) {
-        add(Refusal::ALL.iter().position(|r| *r == refusal).and_then(|at| self.rejected.get(at)));
+        self.rejected.add(refusal);
+    }
+    /// Something for a security officer has happened.
+    pub(crate) fn event(&self, kind: EventKind) {
+        self.events.add(kind);
+    }
+    /// A log line was counted instead of written.
+    pub(crate) fn folded(&self) {
+        add(&self.folded);
     }
 
     /// A session has ended because of a change in the registry, so long after the change was made.
@@ -168,60 +159,142 @@ impl Counters {
         self.cuts.record(after);
     }
 
+    /// A change was read from the feed, so long after it was made.
+    pub(crate) fn change_read(&self, after: Duration) {
+        self.changes.record(after);
+    }
+
+    /// Since when the registry's oldest open transaction has been seen, on the monotonic clock.
+    pub(crate) fn oldest_transaction(&self, since: Option<Duration>) {
+        // 0 is none; a millisecond more does not matter.
+        let since = since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX).max(1));
+        self.oldest_transaction_ms.store(since, Ordering::Relaxed);
+    }
+
+    /// How long it has been seen, by `now`.
+    fn oldest_transaction_age(&self, now: Duration) -> Duration {
+        match get(&self.oldest_transaction_ms) {
+            0 => Duration::ZERO,
+            since => now.saturating_sub(Duration::from_millis(since)),
+        }
+    }
+
     /// From a change in the registry, as its row says, to the close of the session that it ends.
     #[must_use]
     pub fn cuts(&self) -> Times {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let mut total = 0;
-        let within = |(bound, bucket): (&u64, &AtomicU64)| {
-            total += get(bucket);
-            (*bound, total)
-        };
-        Times {
-            within_ms: BUCKETS.iter().zip(&self.cuts.buckets).map(within).collect(),
-            count: get(&self.cuts.count),
-            sum: Duration::from_micros(get(&self.cuts.sum_us)),
-        }
+        self.cuts.times()
     }
 
     /// The counters now.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let sum = |counters: &[AtomicU64]| counters.iter().map(get).sum();
         Totals {
-            over_limit: get(&self.over_limit),
-            clock_behind: get(&self.clock_behind),
-            gone: get(&self.gone),
-            handshake_timeouts: get(&self.handshake_timeouts),
-            tls_refused: get(&self.tls_refused),
-            refused: sum(&self.refused),
+            over_limit: self.early.get(Early::OverLimit),
+            clock_behind: self.early.get(Early::ClockBehind),
+            gone: self.early.get(Early::Gone),
+            handshake_timeouts: self.early.get(Early::HandshakeTimeout),
+            tls_refused: self.tls_refused.sum(),
+            refused: self.refused.sum(),
             opened: get(&self.opened),
             proven: get(&self.proven),
-            closed: sum(&self.closed),
+            closed: self.closed.sum(),
             accepted: get(&self.accepted),
-            rejected: sum(&self.rejected),
+            rejected: self.rejected.sum(),
         }
     }
 
     /// How many upgrades were refused for one problem, by its label.
     #[must_use]
     pub fn refused_for(&self, label: &str) -> u64 {
-        let at = Problem::ALL.iter().position(|problem| problem.label() == label);
-        at.and_then(|at| self.refused.get(at)).map_or(0, |counter| counter.load(Ordering::Relaxed))
+        self.refused.each().find(|(problem, _)| problem.label() == label).map_or(0, |(_, count)| count)
     }
 
     /// How many messages were rejected for one reason.
     #[must_use]
     pub fn rejected_for(&self, refusal: Refusal) -> u64 {
-        let at = Refusal::ALL.iter().position(|r| *r == refusal);
-        at.and_then(|at| self.rejected.get(at)).map_or(0, |counter| counter.load(Ordering::Relaxed))
+        self.rejected.get(refusal)
     }
 
     /// How many sessions were closed for one reason.
     #[must_use]
     pub fn closed_for(&self, close: Close) -> u64 {
-        let at = Close::ALL.iter().position(|c| *c == close);
-        at.and_then(|at| self.closed.get(at)).map_or(0, |counter| counter.load(Ordering::Relaxed))
+        self.closed.get(close)
+    }
+
+    /// Every counter under its name, with its help.
+    pub(crate) fn collect(&self, page: &mut Page, now: Duration) {
+        page.counter("doorward_connections_total", "TCP connections accepted.", get(&self.connections));
+        page.gauge(
+            "doorward_handshakes",
+            "Connections that have not come through the door yet.",
+            get(&self.handshaking) as f64,
+        );
+        page.counters(
+            "doorward_connections_closed_early_total",
+            "Connections closed without a word, before or behind TLS.",
+            "reason",
+            &self.early,
+        );
+        page.counter(
+            "doorward_accept_failures_total",
+            "Calls of accept that failed, most likely for want of file descriptors.",
+            get(&self.accept_failures),
+        );
+        page.counters(
+            "doorward_tls_refused_total",
+            "Handshakes that TLS refused.",
+            "reason",
+            &self.tls_refused,
+        );
+        page.counters("doorward_upgrades_refused_total", "Upgrades refused.", "problem", &self.refused);
+        page.counter("doorward_sessions_opened_total", "Sessions opened.", get(&self.opened));
+        page.counter(
+            "doorward_sessions_proven_total",
+            "Sessions proven by their first signed message.",
+            get(&self.proven),
+        );
+        let codes: Vec<(Close, String)> =
+            Close::ALL.into_iter().map(|close| (close, close.code().to_string())).collect();
+        page.counters_by("doorward_sessions_closed_total", "Sessions closed.", &self.closed, |close| {
+            let code = codes.iter().find(|(one, _)| *one == close).map_or("", |(_, code)| code);
+            vec![("code", code), ("reason", close.label())]
+        });
+        page.counter(
+            "doorward_messages_accepted_total",
+            "Messages that passed every check, of whatever operation.",
+            get(&self.accepted),
+        );
+        page.counter(
+            "doorward_messages_ignored_total",
+            "Messages that came after their session had been closed.",
+            get(&self.ignored),
+        );
+        page.counters("doorward_messages_refused_total", "Messages refused.", "error", &self.rejected);
+        page.histogram(
+            "doorward_session_cut_seconds",
+            "From a change in the registry to the end of the session that it ends.",
+            &self.cuts(),
+        );
+        page.histogram(
+            "doorward_registry_change_lag_seconds",
+            "From a change in the registry to its being read here.",
+            &self.changes.times(),
+        );
+        page.gauge(
+            "doorward_registry_oldest_transaction_seconds",
+            "How long the oldest open transaction of the registry's database has been seen: it holds up its cleaning.",
+            self.oldest_transaction_age(now).as_secs_f64(),
+        );
+        page.counters(
+            "doorward_events_total",
+            "Security events, each counted whether it has a row of its own or not.",
+            "kind",
+            &self.events,
+        );
+        page.counter(
+            "doorward_log_lines_folded_total",
+            "Log lines that were counted instead of written.",
+            get(&self.folded),
+        );
     }
 }

@@ -12,6 +12,7 @@ pub(crate) mod lookups;
 mod audit;
 mod certificates;
 pub mod custody;
+mod events;
 mod gateways;
 mod messages;
 mod record;
@@ -34,8 +35,9 @@ pub use certificates::{
     Cause, CertificateFilter, IssuerUse, NewCrl, NumberedCrl, Renewal, RevokedCertificate,
     RevokedCertificates, RevokedFilter,
 };
+pub use events::{EventFilter, EventKind, NewEvent, StoredEvent};
 pub use gateways::{Acted, Applied, Enrolment, GatewayStatus, Mark};
-pub use messages::{Batch, Claim, Fate, MessageFilter, NewEvent, NewMessage, StoredMessage};
+pub use messages::{Batch, Claim, Fate, MessageFilter, NewMessage, StoredMessage};
 pub use record::{
     CertificateRecord, CertificateStatus, DeviceStatus, KeyState, NewKey, Record, Records, SealedKey,
     Standing,
@@ -450,6 +452,8 @@ pub trait Registry: renewals::Renewals + custody::Custody + Send + Sync + 'stati
     async fn sessions(&self, fresh: OffsetDateTime) -> Result<Vec<Presence>>;
     /// Stored messages, in the order of storing.
     async fn messages(&self, filter: &MessageFilter) -> Result<Vec<StoredMessage>>;
+    /// Security events, in the order of storing.
+    async fn events(&self, filter: &EventFilter) -> Result<Vec<StoredEvent>>;
     /// Rows of the audit, in the order of the chain.
     async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>>;
     /// The registry's own note of the chain's end. Rows that it counts are visible to whoever reads them after it.

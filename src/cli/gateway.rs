@@ -16,14 +16,11 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{Level, Metadata, error, info, warn};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::filter_fn;
-use tracing_subscriber::layer::SubscriberExt as _;
-use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing::{error, info, warn};
 
 use super::failure::{Failure, Outcome};
-use super::{Shared, issue, issuer, output, renew_cert};
+use super::{Shared, issue, issuer, log, output, renew_cert};
+use crate::admin::Admin;
 use crate::clock::ClockError;
 use crate::home::{self, Home, SECRET};
 use crate::issuer::{By, Issuer};
@@ -49,7 +46,9 @@ const SILENT_AFTER: Duration = Duration::from_secs(15);
 pub(super) enum Gateway {
     /// Run the gateway in the foreground; SIGTERM drains it, SIGHUP reads its configuration and certificates again
     #[command(after_help = "Example:\n  doorward gateway run --listen 0.0.0.0:8443\n\n\
-        DOORWARD_LOG sets what is logged: error, warn, info (default), debug, trace.")]
+        With --listen and port 0, admin.listen takes a free port, too: for a try beside another gateway.\n\n\
+        DOORWARD_LOG sets what is logged: error, warn, info (default), debug, trace;\n\
+        DOORWARD_LOG_FORMAT how: text (default) or json, one object a line.")]
     Run {
         /// The address; port 0 picks a free one [default: gateway.listen of the configuration]
         #[arg(long, value_name = "ADDR")]
@@ -100,7 +99,7 @@ struct Started {
 }
 
 async fn run(shared: &Shared, listen: Option<SocketAddr>) -> Outcome {
-    start_log()?;
+    log::start()?;
     // Signals first: one that comes from now on is neither lost nor the death of a gateway that waits for its clock.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -163,8 +162,15 @@ fn ended_early(signal: &str) -> Outcome {
 async fn start(shared: &Shared, listen: Option<SocketAddr>) -> Result<Started, Failure> {
     let home = shared.home();
     // What is wrong with it is said at once, whatever the clock.
-    shared.config()?;
+    let admin = admin_at(shared.config()?.admin.listen, listen);
     let lock = hold(&home)?;
+    // Before anything is waited for: who asks is told what is.
+    let admin = match admin {
+        Some(at) => {
+            Some(Admin::start(at, CancellationToken::new()).await.map_err(|error| no_admin(at, &error))?)
+        }
+        None => None,
+    };
     wait_for_clock().await?;
     // As it is now: it may have been written while the clock was waited for.
     let config = shared.config()?;
@@ -190,7 +196,21 @@ async fn start(shared: &Shared, listen: Option<SocketAddr>) -> Result<Started, F
     }));
     // Before anybody is shown one that has expired.
     gateway.look_at_dates().await;
+    if let Some(admin) = admin {
+        admin.show(&gateway);
+    }
     Ok(Started { gateway, listener: listen_on(address)?, url, registry, _lock: lock })
+}
+
+/// A gateway on a port of the system's choice is one beside others, which cannot all have the port of the configuration.
+fn admin_at(configured: Option<SocketAddr>, listen: Option<SocketAddr>) -> Option<SocketAddr> {
+    let beside_others = listen.is_some_and(|at| at.port() == 0);
+    configured.map(|at| if beside_others { SocketAddr::new(at.ip(), 0) } else { at })
+}
+
+fn no_admin(at: SocketAddr, error: &std::io::Error) -> Failure {
+    Failure::new(format!("cannot listen on {at} for /healthz, /readyz and /metrics (admin.listen): {error}"))
+        .next("another gateway or program may have this port: name another as admin.listen in config.toml, or \"\" for none")
 }
 
 /// A home that has the issuing key answers its devices' requests itself. That it cannot keeps nobody out.
@@ -343,30 +363,6 @@ async fn check_master(registry: &dyn Registry, master: &MasterKeys) -> Outcome {
         Some(error) => Err(Failure::new(error.to_string())),
         None => Ok(()),
     }
-}
-
-/// Structured lines on standard error.
-pub(super) fn start_log() -> Outcome {
-    let filter = match std::env::var("DOORWARD_LOG") {
-        // The libraries below speak of their own connections; what concerns an operator, the gateway says itself.
-        Err(_) => EnvFilter::new("info,sqlx=warn,rustls=warn"),
-        Ok(text) => EnvFilter::try_new(&text).map_err(|error| {
-            Failure::usage(format!("DOORWARD_LOG is '{text}', which is no log filter: {error}"))
-        })?,
-    };
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    let log = tracing_subscriber::registry().with(lines).with(filter).with(filter_fn(shows_no_secret));
-    log.try_init().map_err(|error| Failure::new(format!("cannot log: {error}")))
-}
-
-/// At trace level the WebSocket library shows each frame byte by byte, and a `rekey` has a device's new key in it. No filter
-/// brings that back.
-fn shows_no_secret(metadata: &Metadata<'_>) -> bool {
-    let frames = ["tungstenite", "tokio_tungstenite"].iter().any(|name| metadata.target().starts_with(name));
-    !frames || *metadata.level() < Level::TRACE
 }
 
 /// A listener whose port is free again at once after a restart.

@@ -11,8 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::failure::{Failure, Outcome};
-use super::gateway::start_log;
-use super::{Shared, cas, device, issue, output};
+use super::{Shared, cas, device, issue, log, output};
 use crate::config::Config;
 use crate::gateway;
 use crate::home::Home;
@@ -52,7 +51,7 @@ impl Issuer {
 }
 
 async fn run(shared: &Shared) -> Outcome {
-    start_log()?;
+    log::start()?;
     let config = shared.config()?;
     gateway::check_entropy()?;
     let mut signer = signer(shared);

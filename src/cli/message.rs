@@ -1,8 +1,5 @@
 //! `message list`.
 
-use std::collections::VecDeque;
-use std::time::Duration;
-
 use clap::Subcommand;
 use doorward_proto::channel::Filter;
 use doorward_proto::ids::DeviceId;
@@ -12,14 +9,10 @@ use time::OffsetDateTime;
 
 use super::failure::{Failure, Outcome};
 use super::{Shared, output};
-use crate::registry::{MessageFilter, Registry, StoredMessage};
+use crate::registry::{MessageFilter, StoredMessage};
 
 /// Messages of one query.
 const PAGE: u32 = 1000;
-/// Between looks while following.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// Positions are given before a transaction commits: while following, so many are looked at again for late ones.
-const LATE: i64 = 4096;
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Message {
@@ -90,57 +83,20 @@ impl Message {
             output::say("there is no such message");
         }
         if *follow {
-            return follow_from(&*registry, filter, wanted, shared.json).await;
+            let page =
+                async |after| Ok(registry.messages(&MessageFilter { after, ..filter.clone() }).await?);
+            let show =
+                |message: &StoredMessage| if wanted(message) { line(message, shared.json) } else { Ok(()) };
+            return super::follow::follow(
+                filter.after,
+                PAGE as usize,
+                page,
+                |message| message.position,
+                show,
+            )
+            .await;
         }
         Ok(())
-    }
-}
-
-async fn follow_from(
-    registry: &dyn Registry,
-    mut filter: MessageFilter,
-    wanted: impl Fn(&StoredMessage) -> bool,
-    json: bool,
-) -> Outcome {
-    // Shown are all up to the floor, and above it those in `shown`. A position is drawn before its transaction commits:
-    // what was listed last is no floor yet.
-    let mut floor = filter.after.saturating_sub(LATE).max(0);
-    let mut shown: VecDeque<i64> = VecDeque::new();
-    let listed = filter.after;
-    filter.after = floor;
-    while let Some(page) = Some(registry.messages(&filter).await?).filter(|page| !page.is_empty()) {
-        shown.extend(page.iter().map(|message| message.position).take_while(|position| *position <= listed));
-        match page.last() {
-            Some(last) if last.position < listed && page.len() == PAGE as usize => {
-                filter.after = last.position
-            }
-            _ => break,
-        }
-    }
-    loop {
-        filter.after = floor;
-        loop {
-            let page = registry.messages(&filter).await?;
-            let Some(last) = page.last() else { break };
-            filter.after = last.position;
-            for message in page.iter().filter(|m| wanted(m)) {
-                if let Err(place) = shown.binary_search(&message.position) {
-                    shown.insert(place, message.position);
-                    line(message, json)?;
-                }
-            }
-            if page.len() < PAGE as usize {
-                break;
-            }
-        }
-        floor = floor.max(filter.after - LATE);
-        while shown.front().is_some_and(|position| *position <= floor) {
-            shown.pop_front();
-        }
-        tokio::select! {
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-            _ = tokio::signal::ctrl_c() => return Ok(()),
-        }
     }
 }
 

@@ -6,7 +6,8 @@ use super::{Config, ConfigError, settings};
 use crate::home::Home;
 
 /// Copied where the gateway starts: sockets, pools, its place in the registry.
-const AT_START: [&str; 8] = [
+const AT_START: [&str; 9] = [
+    "admin.listen",
     "crl.listen",
     "database.url",
     "gateway.listen",

@@ -228,6 +228,7 @@ impl Follower {
             self.mark(gateway.sessions.all(), began.monotonic);
         }
         for (change, age) in changes.into_iter().zip(ages) {
+            gateway.counters.change_read(age);
             self.act(change, began.monotonic.saturating_sub(age), began);
         }
         gateway.cache.forget(&forgotten);
@@ -276,6 +277,7 @@ impl Follower {
             }
             (known, open) => *known = open.map(|open| (open, now, false)),
         }
+        self.gateway.counters.oldest_transaction(self.open.map(|(_, since, _)| since));
     }
 
     /// A change takes effect, or marks whom it concerns.

@@ -5,6 +5,7 @@
 //! a session starts with is never older than the last change applied.
 
 mod takeovers;
+mod tally;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

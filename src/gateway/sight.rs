@@ -28,15 +28,16 @@ struct State {
     age: Duration,
     /// The last complete look at the feed began then, on the monotonic clock.
     looked: Option<Duration>,
-    /// Its feed does not answer, or has not been read up to its end since it does again.
-    away: bool,
+    /// Since when its feed has not answered, or not been read up to its end since it does again.
+    away: Option<Duration>,
 }
 
 impl Sight {
     /// Nothing is known before the first look.
     pub(crate) fn new(configured: Duration) -> Self {
-        let state =
-            State { most: configured, known: clock::now(), age: Duration::MAX, looked: None, away: true };
+        let now = clock::now();
+        let away = Some(now.monotonic);
+        let state = State { most: configured, known: now, age: Duration::MAX, looked: None, away };
         Self { configured, state: Mutex::new(state) }
     }
 
@@ -59,23 +60,36 @@ impl Sight {
     /// The feed has been read up to its end, by a look that began then.
     pub(super) fn looked(&self, began: Moment) {
         let mut state = self.lock();
-        (state.looked, state.away) = (Some(began.monotonic), false);
+        (state.looked, state.away) = (Some(began.monotonic), None);
     }
 
     /// The feed does not answer.
     pub(super) fn lost(&self) {
-        self.lock().away = true;
+        self.lock().away.get_or_insert_with(|| clock::now().monotonic);
     }
 
     /// Whether the registry is not to be asked for anything before its changes have been read.
     pub(crate) fn is_away(&self) -> bool {
-        self.lock().away
+        self.lock().away.is_some()
+    }
+
+    /// For how long that has been so, where it is.
+    pub(super) fn away_for(&self) -> Option<Duration> {
+        let away = self.lock().away?;
+        Some(clock::now().monotonic.saturating_sub(away))
+    }
+
+    /// How long ago the last complete look at the feed began; before the first, how long this has been waiting for it.
+    pub(super) fn looked_ago(&self) -> Duration {
+        let state = *self.lock();
+        let since = state.looked.or(state.away).unwrap_or_default();
+        clock::now().monotonic.saturating_sub(since)
     }
 
     /// Whether the feed has been read up to its end by a look that began after `since`, on the monotonic clock.
     pub(crate) fn looked_since(&self, since: Duration) -> bool {
         let state = self.lock();
-        !state.away && state.looked.is_some_and(|looked| looked >= since)
+        state.away.is_none() && state.looked.is_some_and(|looked| looked >= since)
     }
 
     /// When it was last true that all was known, and the registry told so.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use doorward_proto::ids::{DeviceId, MessageId};
 use time::OffsetDateTime;
 
+use super::NewEvent;
+
 /// A device's proven session takes its place: the epoch goes up and the session becomes the newest.
 #[derive(Debug, Clone)]
 pub struct Claim {
@@ -40,23 +42,6 @@ pub struct NewMessage {
     pub at_ms: Option<i64>,
     /// When the gateway received it, in unix milliseconds.
     pub received_ms: i64,
-}
-
-/// A security event.
-#[derive(Debug, Clone)]
-pub struct NewEvent {
-    /// When.
-    pub at: OffsetDateTime,
-    /// The gateway's name.
-    pub gateway: Arc<str>,
-    /// The device, where known.
-    pub device: Option<DeviceId>,
-    /// Which kind, from a fixed list.
-    pub kind: &'static str,
-    /// The peer's address.
-    pub peer: String,
-    /// Words for a person.
-    pub detail: String,
 }
 
 /// One transaction of a gateway. Its parts are written in the order of the fields.

@@ -7,6 +7,7 @@ mod crl;
 mod custody;
 mod devices;
 mod error;
+mod events;
 mod feed;
 mod fleets;
 mod gateways;
@@ -33,10 +34,10 @@ use super::audit::os_user;
 use super::shared::{Phase, within};
 use super::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
-    DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, IssuerUse, Mark,
-    MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News, NumberedCrl, OPERATOR_DEADLINE, Position,
-    Presence, QUERY_DEADLINE, Records, Registry, Renewal, Result, RevokedCertificate, RevokedCertificates,
-    RevokedFilter, Rotations, StoredMessage,
+    DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, EventFilter, Fate, Fleet, GatewayStatus,
+    IssuerUse, Mark, MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News, NumberedCrl,
+    OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Records, Registry, Renewal, Result,
+    RevokedCertificate, RevokedCertificates, RevokedFilter, Rotations, StoredEvent, StoredMessage,
 };
 
 /// Where every name is looked up: nobody else's table or function stands before ours.
@@ -349,5 +350,9 @@ impl Registry for Postgres {
 
     async fn messages(&self, filter: &MessageFilter) -> Result<Vec<StoredMessage>> {
         within(OPERATOR_DEADLINE, store::messages(self, filter)).await
+    }
+
+    async fn events(&self, filter: &EventFilter) -> Result<Vec<StoredEvent>> {
+        within(OPERATOR_DEADLINE, events::list(self, filter)).await
     }
 }

@@ -9,6 +9,7 @@ mod crl;
 mod custody;
 mod devices;
 mod error;
+mod events;
 mod feed;
 mod fleets;
 mod gateways;
@@ -40,10 +41,11 @@ use super::audit::os_user;
 use super::shared::{ATTEMPTS, Phase, within};
 use super::{
     Access, Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter,
-    CertificateRecord, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet,
+    CertificateRecord, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, EventFilter, Fate, Fleet,
     GatewayStatus, IssuerUse, Mark, MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News,
     NumberedCrl, OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Records, Registry, RegistryError,
-    Renewal, Result, RevokedCertificate, RevokedCertificates, RevokedFilter, Rotations, StoredMessage,
+    Renewal, Result, RevokedCertificate, RevokedCertificates, RevokedFilter, Rotations, StoredEvent,
+    StoredMessage,
 };
 
 const READERS: u32 = 4;
@@ -382,5 +384,9 @@ impl Registry for Sqlite {
 
     async fn messages(&self, filter: &MessageFilter) -> Result<Vec<StoredMessage>> {
         within(OPERATOR_DEADLINE, store::messages(self, filter)).await
+    }
+
+    async fn events(&self, filter: &EventFilter) -> Result<Vec<StoredEvent>> {
+        within(OPERATOR_DEADLINE, events::list(self, filter)).await
     }
 }

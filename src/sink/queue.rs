@@ -10,6 +10,8 @@ use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 
 use super::{Arc, Claim, Handle, Job, NewEvent, Waker};
+use crate::clock;
+use crate::metrics::store::StoreMeters;
 
 /// Events that wait; more of them are counted and dropped, for the log has said them already.
 const MAX_EVENTS: usize = 1024;
@@ -30,6 +32,20 @@ pub(crate) struct Sink {
     patience_ms: AtomicU64,
     /// Transactions begun and ended.
     batches: watch::Sender<Batches>,
+    pub(crate) meters: StoreMeters,
+}
+
+/// What waits, at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Look {
+    /// Publishes, how many there may be, and their bytes.
+    pub(crate) messages: usize,
+    pub(crate) most: usize,
+    pub(crate) bytes: usize,
+    /// How long the oldest of them has waited.
+    pub(crate) oldest: Duration,
+    /// Publishes are refused, for they would wait in vain.
+    pub(crate) stalled: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -83,6 +99,7 @@ impl Sink {
             stalled: AtomicBool::new(false),
             patience_ms: AtomicU64::new(0),
             batches: watch::Sender::default(),
+            meters: StoreMeters::default(),
         }
     }
 
@@ -149,6 +166,8 @@ impl Sink {
         let mut queue = self.lock();
         if queue.events.len() < MAX_EVENTS {
             queue.events.push(event);
+        } else {
+            self.meters.event_dropped(1);
         }
         drop(queue);
         self.filled.notify_one();
@@ -175,7 +194,22 @@ impl Sink {
 
     /// Whether publishes wait in vain.
     pub(super) fn set_stalled(&self, stalled: bool) {
-        self.stalled.store(stalled, Ordering::SeqCst);
+        if !self.stalled.swap(stalled, Ordering::SeqCst) && stalled {
+            self.meters.stalled();
+        }
+    }
+
+    /// What waits now.
+    pub(crate) fn look(&self) -> Look {
+        let now = clock::now().monotonic;
+        let queue = self.lock();
+        Look {
+            messages: queue.jobs.len(),
+            most: self.most,
+            bytes: queue.bytes,
+            oldest: queue.jobs.front().map_or(Duration::ZERO, |job| now.saturating_sub(job.since)),
+            stalled: self.stalled.load(Ordering::SeqCst),
+        }
     }
 
     /// Whether nothing waits.
@@ -229,6 +263,7 @@ impl Sink {
             queue.claims.entry(claim.device.clone()).or_insert(claim);
         }
         let room = MAX_EVENTS.saturating_sub(queue.events.len());
+        self.meters.event_dropped(batch.events.len().saturating_sub(room));
         queue.events.extend(batch.events.into_iter().take(room));
         drop(queue);
         self.filled.notify_one();

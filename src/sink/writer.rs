@@ -128,6 +128,7 @@ impl Writer {
             return Err(RegistryError::Unavailable("its changes have not been read yet".to_owned()));
         }
         let registry = Arc::clone(&self.registry);
+        let began = clock::now().monotonic;
         let mut writing = registry.write(batch);
         let written = loop {
             match tokio::time::timeout(RETRY, &mut writing).await {
@@ -135,8 +136,13 @@ impl Writer {
                 Err(_) => self.give_up_the_old(),
             }
         };
-        if written.is_err() {
-            self.failed = Some(clock::now().monotonic);
+        let now = clock::now().monotonic;
+        match &written {
+            Ok(_) => self.sink.meters.committed(now.saturating_sub(began)),
+            Err(_) => {
+                self.sink.meters.failed();
+                self.failed = Some(now);
+            }
         }
         written
     }
@@ -162,9 +168,11 @@ impl Writer {
         let deliver = !self.routes.is_empty();
         let mut suspect = false;
         let mut delivered = 0;
-        for ((fate, message), Waiting { receipt, session, .. }) in
+        let now = clock::now().monotonic;
+        for ((fate, message), Waiting { receipt, session, since }) in
             fates.into_iter().zip(messages).zip(waiting)
         {
+            self.sink.meters.settled(fate, now.saturating_sub(since));
             let outcome = match fate {
                 Fate::Stored | Fate::Duplicate => Outcome::Stored(Stored(receipt)),
                 Fate::Unstorable => Outcome::Unstorable(receipt),

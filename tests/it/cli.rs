@@ -9,6 +9,7 @@ mod config;
 mod crl;
 mod csr;
 mod device;
+mod event;
 mod external_ca;
 mod fleet;
 mod gateway;

@@ -1,5 +1,6 @@
 //! The gateway from outside: real sockets, real TLS, the contract of docs/protocol.md.
 
+mod admin;
 mod admission;
 mod authorities;
 mod away;
@@ -8,9 +9,12 @@ mod changes;
 mod clock;
 mod closing;
 mod drain;
+mod events;
 mod failover;
+mod folding;
 mod hooked;
 mod lists_by_http;
+mod metrics;
 mod midway;
 mod outage;
 mod own_certificate;

@@ -5,6 +5,7 @@ mod audit;
 mod crl;
 mod custody;
 mod devices;
+mod events;
 mod feed;
 mod issuers;
 mod making_roles;

@@ -20,6 +20,7 @@ fn migrations() -> Migrator {
         ("renewals", include_str!("../../../migrations/postgres/0009_renewals.sql")),
         ("rotations", include_str!("../../../migrations/postgres/0010_rotations.sql")),
         ("custody", include_str!("../../../migrations/postgres/0011_custody.sql")),
+        ("events", include_str!("../../../migrations/postgres/0012_events.sql")),
     ]);
     migrator.create_schema("doorward");
     migrator

@@ -1,4 +1,4 @@
-//! What a gateway writes: presence, messages, events; and what is swept away again.
+//! What a gateway writes: presence and messages, events beside them; and what is swept away again.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use super::super::shared::{ATTEMPTS, Phase, clean, count, last_claims, settle};
 use super::super::{Batch, Fate, MessageFilter, NewMessage, RegistryError, Result, StoredMessage};
 use super::error::Remedy;
-use super::{Postgres, error, rows};
+use super::{Postgres, error, events, rows};
 
 pub(super) async fn write(registry: &Postgres, phase: &Phase, batch: &Batch) -> Result<Vec<Fate>> {
     // Savepoints cost a round trip each: only a batch that was refused once is stored piece by piece.
@@ -77,7 +77,7 @@ async fn fill(
     }
     hear(connection, batch).await?;
     release(connection, batch).await?;
-    note(connection, batch).await?;
+    events::note(connection, batch).await?;
     Ok(fates)
 }
 
@@ -226,25 +226,6 @@ async fn release(connection: &mut PgConnection, batch: &Batch) -> Result<(), sql
     )
     .bind(batch.releases.iter().map(|(device, _)| device.as_str()).collect::<Vec<_>>())
     .bind(batch.releases.iter().map(|(_, session)| &**session).collect::<Vec<_>>())
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-async fn note(connection: &mut PgConnection, batch: &Batch) -> Result<(), sqlx::Error> {
-    if batch.events.is_empty() {
-        return Ok(());
-    }
-    sqlx::query(
-        "INSERT INTO events (at, gateway, device, kind, peer, detail)
-         SELECT * FROM unnest($1::timestamptz[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])",
-    )
-    .bind(batch.events.iter().map(|e| e.at).collect::<Vec<_>>())
-    .bind(batch.events.iter().map(|e| clean(&e.gateway)).collect::<Vec<_>>())
-    .bind(batch.events.iter().map(|e| e.device.as_ref().map(|d| d.as_str())).collect::<Vec<_>>())
-    .bind(batch.events.iter().map(|e| e.kind).collect::<Vec<_>>())
-    .bind(batch.events.iter().map(|e| clean(&e.peer)).collect::<Vec<_>>())
-    .bind(batch.events.iter().map(|e| clean(&e.detail)).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())

@@ -20,6 +20,7 @@ fn migrations() -> Migrator {
         ("renewals", include_str!("../../../migrations/sqlite/0009_renewals.sql")),
         ("rotations", include_str!("../../../migrations/sqlite/0010_rotations.sql")),
         ("custody", include_str!("../../../migrations/sqlite/0011_custody.sql")),
+        ("events", include_str!("../../../migrations/sqlite/0012_events.sql")),
     ])
 }
 

@@ -1,4 +1,4 @@
-//! What a gateway writes: presence, messages, events; and what is swept away again.
+//! What a gateway writes: presence and messages, events beside them; and what is swept away again.
 //!
 //! A statement takes its rows as one JSON text: a hop to SQLite's thread costs more than many rows. `jsonb_each` (SQLite
 //! 3.51, which is built in) parses the text once; `json_each` parses it again for each row's members and is half as fast.
@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use super::super::shared::{Phase, clean, last_claims, settle};
 use super::super::{Batch, Fate, MessageFilter, NewMessage, RegistryError, Result, StoredMessage};
 use super::rows::{stamp, stamp_ms};
-use super::{Sqlite, error, rows};
+use super::{Sqlite, error, events, rows};
 
 /// Fails the CHECK of its column, so that the row is refused as Postgres refuses it.
 const NO_TIME: &str = "out of range";
@@ -24,7 +24,7 @@ pub(super) async fn write(registry: &Sqlite, phase: &Phase, batch: &Batch) -> Re
     let fates = store(connection, &batch.messages).await?;
     hear(connection, batch).await?;
     release(connection, batch).await?;
-    note(connection, batch).await?;
+    events::note(connection, batch).await?;
     phase.commit(transaction).await.map_err(error::commit)?;
     Ok(fates)
 }
@@ -201,24 +201,6 @@ async fn release(connection: &mut SqliteConnection, batch: &Batch) -> Result<()>
         "UPDATE presence SET session = NULL FROM json_each(?1) AS r
          WHERE presence.device = r.value->>0 AND presence.session = r.value->>1",
         &ended,
-    )
-    .await?;
-    Ok(())
-}
-
-async fn note(connection: &mut SqliteConnection, batch: &Batch) -> Result<()> {
-    if batch.events.is_empty() {
-        return Ok(());
-    }
-    let events = batch.events.iter().map(|e| {
-        let device = e.device.as_ref().map(|device| device.as_str());
-        Ok((stamp(e.at)?, clean(&e.gateway), device, e.kind, clean(&e.peer), clean(&e.detail)))
-    });
-    run(
-        connection,
-        "INSERT INTO events (at, gateway, device, kind, peer, detail)
-         SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5 FROM json_each(?1)",
-        &events.collect::<Result<Vec<_>>>()?,
     )
     .await?;
     Ok(())

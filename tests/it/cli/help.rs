@@ -3,7 +3,7 @@
 use crate::support::command::{Desk, Ran};
 
 /// Every command that there is.
-const COMMANDS: [&str; 40] = [
+const COMMANDS: [&str; 42] = [
     "init",
     "demo",
     "gateway run",
@@ -36,6 +36,8 @@ const COMMANDS: [&str; 40] = [
     "pki import",
     "session list",
     "message list",
+    "event list",
+    "event tail",
     "audit list",
     "audit verify",
     "audit export",

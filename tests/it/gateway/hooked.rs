@@ -13,10 +13,10 @@ use doorward::registry::renewals::{
 };
 use doorward::registry::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
-    DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, Fate, Fleet, GatewayStatus, IssuerUse, Mark,
-    MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News, NumberedCrl, Position, Presence, Records,
-    Registry, RegistryError, Renewal, Result, RevokedCertificate, RevokedCertificates, RevokedFilter,
-    Rotations, StoredMessage,
+    DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, EventFilter, Fate, Fleet, GatewayStatus,
+    IssuerUse, Mark, MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News, NumberedCrl, Position,
+    Presence, Records, Registry, RegistryError, Renewal, Result, RevokedCertificate, RevokedCertificates,
+    RevokedFilter, Rotations, StoredEvent, StoredMessage,
 };
 use doorward_pki::Fingerprint;
 use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
@@ -298,6 +298,9 @@ impl Registry for Hooked {
     }
     async fn messages(&self, filter: &MessageFilter) -> Result<Vec<StoredMessage>> {
         self.asked()?.messages(filter).await
+    }
+    async fn events(&self, filter: &EventFilter) -> Result<Vec<StoredEvent>> {
+        self.asked()?.events(filter).await
     }
     async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>> {
         self.asked()?.audit(filter).await

@@ -1,8 +1,8 @@
 //! Who may do what in Postgres: each role tries what it may and what it may not.
 
 use doorward::registry::{
-    Access, Act, AuditFilter, Batch, DeviceFilter, Done, Fate, MessageFilter, NewEvent, RegistryError,
-    connect,
+    Access, Act, AuditFilter, Batch, DeviceFilter, Done, EventKind, Fate, MessageFilter, NewEvent,
+    RegistryError, connect,
 };
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
@@ -151,9 +151,11 @@ async fn a_gateway_does_its_work_and_no_operators() {
     assert!(gateway.look_up(&certificate_of("a").fingerprint).await.unwrap().is_some());
     let event = NewEvent {
         at: NOON,
+        since: NOON,
+        count: 1,
         gateway: "g1".into(),
         device: Some(device("a")),
-        kind: "replay",
+        kind: EventKind::Replayed,
         peer: String::new(),
         detail: String::new(),
     };

@@ -1,6 +1,6 @@
 //! What a gateway writes: who may store, what is stored once, what is refused alone.
 
-use doorward::registry::{Act, Batch, Claim, Fate, MessageFilter, NewEvent, NewMessage};
+use doorward::registry::{Act, Batch, Claim, EventKind, Fate, MessageFilter, NewEvent, NewMessage};
 use time::Duration;
 use time::macros::datetime;
 
@@ -115,9 +115,11 @@ async fn one_message_never_refuses_another(db: Database) {
     messages[100] = message("b", "old", "m100");
     let event = NewEvent {
         at: NOON,
+        since: NOON,
+        count: 1,
         gateway: "g1".into(),
         device: Some(device("a")),
-        kind: "replay",
+        kind: EventKind::Replayed,
         peer: "192.0.2.7".into(),
         detail: "with \0 in it".into(),
     };
@@ -201,9 +203,11 @@ async fn a_crashed_gateways_sessions_end(db: Database) {
 async fn events_are_kept(db: Database) {
     let event = |device| NewEvent {
         at: NOON,
+        since: NOON,
+        count: 1,
         gateway: "g1".into(),
         device,
-        kind: "refused",
+        kind: EventKind::Refused,
         peer: "192.0.2.7".into(),
         detail: "no certificate".into(),
     };
@@ -250,9 +254,11 @@ async fn old_history_goes(db: Database) {
     add(&db.registry, &["a", "b"]).await;
     let event = NewEvent {
         at: NOON,
+        since: NOON,
+        count: 1,
         gateway: "g1".into(),
         device: None,
-        kind: "refused",
+        kind: EventKind::Refused,
         peer: String::new(),
         detail: String::new(),
     };

@@ -82,6 +82,7 @@ impl Desk {
             "DOORWARD_HOME",
             "DOORWARD_PASSPHRASE_FILE",
             "DOORWARD_LOG",
+            "DOORWARD_LOG_FORMAT",
             "DOORWARD_MASTER_KEY",
             "DOORWARD_CA_PASSPHRASE",
             "CREDENTIALS_DIRECTORY",

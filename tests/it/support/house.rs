@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
+use doorward::admin::Admin;
 use doorward::config::{Config, Span};
 use doorward::gateway::{Gateway, serve};
 use doorward::home::{self, Home, PUBLIC, SECRET};
@@ -180,6 +181,14 @@ impl House {
     /// The registry as the gateway has it.
     pub(crate) fn registry(&self) -> &Arc<dyn Registry> {
         &self.registry
+    }
+
+    /// An admin listener for this house's gateway, on a free port; it stays as long as the test.
+    pub(crate) async fn admin(&self) -> SocketAddr {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let admin = Admin::start(any, CancellationToken::new()).await.unwrap();
+        admin.show(&self.gateway);
+        admin.address()
     }
 
     /// Ends the gateway as SIGTERM does.

@@ -1,0 +1,200 @@
+//! Security events on their way into the registry. What is alike (one device, one kind) becomes one row: the first at once,
+//! those that follow together, after a minute and then at intervals that double up to an hour. So a flood is seen when it
+//! begins and costs a few rows, and nobody fills the disk with them ("What events cost" in docs/operations.md).
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use doorward_proto::ids::DeviceId;
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+use super::Gateway;
+use crate::clock;
+use crate::fold;
+use crate::registry::{EventKind, NewEvent};
+
+/// How long alike events are gathered at first, and at most.
+const FIRST: Duration = Duration::from_secs(60);
+const LAST: Duration = Duration::from_secs(3600);
+/// Devices and kinds that are told apart at a time; what is beyond is gathered by its kind alone.
+const MOST: usize = 1024;
+/// Rows of one kind at once, and a minute. What finds none waits, gathered with what follows.
+const ROWS_AT_ONCE: f64 = 200.0;
+const ROWS_A_MINUTE: f64 = 10.0;
+/// How often it is looked whether something is due.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What is said where devices are not told apart any more.
+const OTHERS: &str = "and others: too many devices at once to tell them apart";
+/// A detail is cut here.
+const MOST_WORDS: usize = 500;
+
+/// What events have in common that are alike. `reason` is a word of this program.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    device: Option<DeviceId>,
+    kind: EventKind,
+    reason: &'static str,
+}
+
+/// Events that wait to be one row.
+#[derive(Debug)]
+struct Held {
+    count: u64,
+    since: OffsetDateTime,
+    at: OffsetDateTime,
+    peer: String,
+    detail: String,
+}
+
+#[derive(Debug)]
+struct Group {
+    held: Option<Held>,
+    /// On the monotonic clock.
+    due: Duration,
+    interval: Duration,
+}
+
+/// One event.
+pub(crate) struct Event<'a> {
+    pub(crate) kind: EventKind,
+    pub(crate) device: Option<&'a DeviceId>,
+    /// Of one kind, what is told apart.
+    pub(crate) reason: &'static str,
+    pub(crate) peer: String,
+    pub(crate) detail: String,
+}
+
+/// Events that are being gathered.
+#[derive(Debug, Default)]
+pub(crate) struct Events(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    groups: HashMap<Key, Group>,
+    rows: HashMap<EventKind, (f64, Duration)>,
+}
+
+impl State {
+    /// Takes a kind's right to one row more.
+    fn may_write(&mut self, kind: EventKind, now: Duration) -> bool {
+        let (rows, at) = self.rows.entry(kind).or_insert((ROWS_AT_ONCE, now));
+        let more = now.saturating_sub(*at).as_secs_f64() / 60.0 * ROWS_A_MINUTE;
+        (*rows, *at) = ((*rows + more).min(ROWS_AT_ONCE), now);
+        let may = *rows >= 1.0;
+        if may {
+            *rows -= 1.0;
+        }
+        may
+    }
+}
+
+impl Events {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Each change leaves it whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An event; it comes back as a row where it is the first of its like.
+    fn note(
+        &self,
+        name: &Arc<str>,
+        event: Event<'_>,
+        now: Duration,
+        wall: OffsetDateTime,
+    ) -> Option<NewEvent> {
+        let Event { kind, device, reason, peer, detail } = event;
+        let mut state = self.lock();
+        let mut key = Key { device: device.cloned(), kind, reason };
+        let mut detail: String = detail.chars().take(MOST_WORDS).collect();
+        if state.groups.len() >= MOST && !state.groups.contains_key(&key) {
+            key = Key { device: None, kind, reason: "others" };
+            OTHERS.clone_into(&mut detail);
+        }
+        if let Some(group) = state.groups.get_mut(&key) {
+            let held = group.held.get_or_insert(Held { count: 0, since: wall, at: wall, peer, detail });
+            held.count += 1;
+            held.at = wall;
+            return None;
+        }
+        let held = Held { count: 1, since: wall, at: wall, peer, detail };
+        let at_once = state.may_write(kind, now);
+        let (row, held) = if at_once { (Some(row(name, &key, held)), None) } else { (None, Some(held)) };
+        state.groups.insert(key, Group { held, due: now + FIRST, interval: FIRST });
+        row
+    }
+
+    /// Rows whose time has come; `all`: whatever waits.
+    fn due(&self, name: &Arc<str>, now: Duration, all: bool) -> Vec<NewEvent> {
+        let mut state = self.lock();
+        let mut groups = std::mem::take(&mut state.groups);
+        let mut rows = Vec::new();
+        groups.retain(|key, group| {
+            if !all && group.due > now {
+                return true;
+            }
+            let Some(held) = group.held.take() else { return false };
+            if !all && !state.may_write(key.kind, now) {
+                group.held = Some(held);
+                return true;
+            }
+            rows.push(row(name, key, held));
+            group.interval = (group.interval * 2).min(LAST);
+            group.due = now + group.interval;
+            true
+        });
+        state.groups = groups;
+        rows
+    }
+}
+
+fn row(name: &Arc<str>, key: &Key, held: Held) -> NewEvent {
+    let Held { count, since, at, peer, detail } = held;
+    NewEvent {
+        at,
+        since,
+        count,
+        gateway: Arc::clone(name),
+        device: key.device.clone(),
+        kind: key.kind,
+        peer,
+        detail,
+    }
+}
+
+impl Gateway {
+    /// Something for a security officer.
+    pub(crate) fn note(&self, event: Event<'_>) {
+        self.counters.event(event.kind);
+        let now = clock::now().monotonic;
+        if let Some(row) = self.events.note(&self.name, event, now, clock::utc()) {
+            self.sink.event(row);
+        }
+    }
+
+    fn write_events(&self, all: bool) {
+        for row in self.events.due(&self.name, clock::now().monotonic, all) {
+            self.sink.event(row);
+        }
+    }
+
+    /// Says and writes what has been gathered: nothing more comes.
+    pub(super) fn say_all(&self) {
+        self.folds.say();
+        self.write_events(true);
+    }
+}
+
+/// Says what was folded and writes what was gathered when its time has come, until it is stopped.
+pub(super) async fn run(gateway: Arc<Gateway>, stop: CancellationToken) {
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    let mut folds = tokio::time::interval(fold::EVERY);
+    loop {
+        tokio::select! {
+            _ = looks.tick() => gateway.write_events(false),
+            _ = folds.tick() => gateway.folds.say(),
+            () = stop.cancelled() => return,
+        }
+    }
+}

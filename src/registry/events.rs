@@ -1,0 +1,187 @@
+//! Security events: what gateways write for those who look into what has happened, and what is read of it.
+
+use std::sync::Arc;
+
+use doorward_proto::ids::DeviceId;
+use doorward_proto::verdict::Refusal;
+use time::OffsetDateTime;
+
+/// What has happened. Each is a word in the database, on the command line and in the metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EventKind {
+    /// TLS refused a connection: whoever it was has not shown a certificate that leads to a device CA.
+    TlsRefused,
+    /// An upgrade was refused; the detail begins with the problem.
+    Refused,
+    /// A message was refused, as the protocol's error of the same name says.
+    BadEnvelope,
+    /// Likewise.
+    BadKey,
+    /// Likewise.
+    BadSignature,
+    /// Likewise.
+    BadMessage,
+    /// Likewise.
+    WrongParty,
+    /// Likewise.
+    WrongSession,
+    /// Likewise.
+    Stale,
+    /// Likewise.
+    Replayed,
+    /// Likewise.
+    RateLimited,
+    /// Likewise.
+    Forbidden,
+    /// Too many refused messages have ended a session.
+    Strikes,
+    /// A device is taken over again and again, as if there were two of it.
+    PossibleClone,
+    /// A device was suspended because of what it sent.
+    Quarantine,
+}
+
+impl EventKind {
+    /// Every kind.
+    pub const ALL: [Self; 15] = [
+        Self::TlsRefused,
+        Self::Refused,
+        Self::BadEnvelope,
+        Self::BadKey,
+        Self::BadSignature,
+        Self::BadMessage,
+        Self::WrongParty,
+        Self::WrongSession,
+        Self::Stale,
+        Self::Replayed,
+        Self::RateLimited,
+        Self::Forbidden,
+        Self::Strikes,
+        Self::PossibleClone,
+        Self::Quarantine,
+    ];
+
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TlsRefused => "tls_refused",
+            Self::Refused => "refused",
+            Self::BadEnvelope => "bad_envelope",
+            Self::BadKey => "bad_key",
+            Self::BadSignature => "bad_signature",
+            Self::BadMessage => "bad_message",
+            Self::WrongParty => "wrong_party",
+            Self::WrongSession => "wrong_session",
+            Self::Stale => "stale",
+            Self::Replayed => "replayed",
+            Self::RateLimited => "rate_limited",
+            Self::Forbidden => "forbidden",
+            Self::Strikes => "strikes",
+            Self::PossibleClone => "possible_clone",
+            Self::Quarantine => "quarantine",
+        }
+    }
+
+    /// The kind behind a word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == word)
+    }
+
+    /// What a refused message is; `None` where nobody but ourselves is the reason.
+    #[must_use]
+    pub const fn of(refusal: Refusal) -> Option<Self> {
+        Some(match refusal {
+            Refusal::BadEnvelope => Self::BadEnvelope,
+            Refusal::BadKey => Self::BadKey,
+            Refusal::BadSignature => Self::BadSignature,
+            Refusal::BadMessage => Self::BadMessage,
+            Refusal::WrongParty => Self::WrongParty,
+            Refusal::WrongSession => Self::WrongSession,
+            Refusal::Stale => Self::Stale,
+            Refusal::Replayed => Self::Replayed,
+            Refusal::RateLimited => Self::RateLimited,
+            Refusal::Forbidden => Self::Forbidden,
+            Refusal::Unavailable => return None,
+        })
+    }
+}
+
+/// A security event to write, or several that are alike.
+#[derive(Debug, Clone)]
+pub struct NewEvent {
+    /// When the last of them was.
+    pub at: OffsetDateTime,
+    /// When the first of them was.
+    pub since: OffsetDateTime,
+    /// How many they are.
+    pub count: u64,
+    /// The gateway's name.
+    pub gateway: Arc<str>,
+    /// The device, where known.
+    pub device: Option<DeviceId>,
+    /// Which kind.
+    pub kind: EventKind,
+    /// The first one's peer.
+    pub peer: String,
+    /// Words for a person, of the first one.
+    pub detail: String,
+}
+
+/// A row of events.
+#[derive(Debug, Clone)]
+pub struct StoredEvent {
+    /// The place in the order of storing.
+    pub id: i64,
+    /// When the last of them was.
+    pub at: OffsetDateTime,
+    /// When the first of them was.
+    pub since: OffsetDateTime,
+    /// How many they are.
+    pub count: u64,
+    /// The gateway's name.
+    pub gateway: String,
+    /// The device, where known. It need not be registered.
+    pub device: Option<String>,
+    /// Which kind; another version of the gateway may know more of them.
+    pub kind: String,
+    /// The first one's peer.
+    pub peer: String,
+    /// Words for a person, of the first one.
+    pub detail: String,
+}
+
+/// Which events.
+#[derive(Debug, Clone, Default)]
+pub struct EventFilter {
+    /// Of this device alone.
+    pub device: Option<DeviceId>,
+    /// Of this kind alone.
+    pub kind: Option<EventKind>,
+    /// The last of them at or after.
+    pub since: Option<OffsetDateTime>,
+    /// Stored after this one.
+    pub after: i64,
+    /// How many rows at most: the first ones after `after`…
+    pub limit: u32,
+    /// …or the last ones. They come in the order of storing either way.
+    pub newest: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_go_both_ways_and_each_refusal_of_a_devices_making_has_one() {
+        for kind in EventKind::ALL {
+            assert_eq!(EventKind::from_word(kind.as_str()), Some(kind));
+        }
+        assert_eq!(EventKind::from_word("noise"), None);
+        for refusal in Refusal::ALL {
+            let word = EventKind::of(refusal).map(EventKind::as_str);
+            assert_eq!(word, Some(refusal.as_str()).filter(|_| refusal != Refusal::Unavailable));
+        }
+    }
+}
