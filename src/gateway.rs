@@ -40,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::accept::Addresses;
 use crate::config::Config;
 use crate::home::{self, FileError, Home};
 use crate::identity::Granter;
@@ -110,6 +111,8 @@ pub struct Gateway {
     pub(crate) counters: Counters,
     pub(crate) shown: ShownCredentials,
     pub(crate) renewals: Renewing,
+    /// What each address may still do before anybody behind it is known.
+    pub(crate) addresses: Arc<Addresses>,
     /// Room for connections, and turns to compute a handshake.
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) handshakes: Semaphore,
@@ -179,6 +182,7 @@ impl Gateway {
             counters: Counters::default(),
             shown: ShownCredentials::default(),
             renewals: Renewing::default(),
+            addresses: Addresses::new(&config.addresses),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             handshakes: Semaphore::new(config.limits.handshakes),
             tasks: TaskTracker::new(),

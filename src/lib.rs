@@ -5,6 +5,7 @@
 //! subscribed. ARCHITECTURE.md is the map.
 
 mod accept;
+mod bucket;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -1,6 +1,8 @@
 //! One counter for each verdict, connection and session. Labels come from enums, so there are as many as there are and
 //! no peer can make more.
 
+mod door;
+
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,6 +11,9 @@ use doorward_proto::close::Close;
 use doorward_proto::verdict::Refusal;
 
 use crate::identity::Problem;
+
+pub use door::DoorCounters;
+pub(crate) use door::Turned;
 
 /// What has happened since the start.
 #[derive(Debug, Default)]
@@ -26,6 +31,7 @@ pub struct Counters {
     ignored: AtomicU64,
     rejected: [AtomicU64; Refusal::ALL.len()],
     cuts: Histogram,
+    door: DoorCounters,
 }
 
 /// Times in buckets that double or so: what an operator promises and what went wrong are both in it.
@@ -166,6 +172,12 @@ impl Counters {
     /// A session has ended because of a change in the registry, so long after the change was made.
     pub(crate) fn cut(&self, after: Duration) {
         self.cuts.record(after);
+    }
+
+    /// What has become of connections before TLS.
+    #[must_use]
+    pub fn door(&self) -> &DoorCounters {
+        &self.door
     }
 
     /// From a change in the registry, as its row says, to the close of the session that it ends.

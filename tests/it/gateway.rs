@@ -1,5 +1,6 @@
 //! The gateway from outside: real sockets, real TLS, the contract of docs/protocol.md.
 
+mod addresses;
 mod admission;
 mod authorities;
 mod away;
@@ -9,11 +10,14 @@ mod clock;
 mod closing;
 mod drain;
 mod failover;
+mod flood;
+mod frames;
 mod hooked;
 mod lists_by_http;
 mod midway;
 mod outage;
 mod own_certificate;
+mod proxy;
 mod rekey;
 mod reload;
 mod renew;
