@@ -7,6 +7,7 @@ mod certificates;
 mod crl;
 mod limits;
 mod live;
+mod memory;
 mod network;
 mod show;
 mod span;
@@ -28,8 +29,9 @@ pub use certificates::CertificatesSection;
 pub use crl::{CrlSection, served_as};
 pub use limits::LimitsSection;
 pub use live::{Taken, take};
+pub use memory::Memory;
 pub use network::Network;
-pub use show::{Setting, Source, settings};
+pub use show::{Setting, Source, costs, settings};
 pub use span::Span;
 
 /// The text that `init` writes: every key, its default, and what it does.

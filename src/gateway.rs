@@ -19,6 +19,7 @@ mod watch;
 mod witness;
 
 pub(crate) use live::Live;
+pub(crate) use mailbox::MAX_DELIVERY_BYTES;
 pub use own::Signer;
 pub(crate) use records::Source;
 pub use reload::{ReloadError, Reloaded};

@@ -147,14 +147,15 @@ fn judge(
     if over(host.handshakes, config.handshakes) {
         return Err(Turned::AddressHandshakes);
     }
-    if over(network.handshakes, config.network_handshakes) {
+    // A known address is not held to what its neighbours do.
+    if !known && over(network.handshakes, config.network_handshakes) {
         return Err(Turned::NetworkHandshakes);
     }
     let own = Rate::per_second(config.rate, config.burst);
     let of_network = Rate::per_second(config.network_rate, config.network_burst);
     let turns = [
         (host.arrivals.wait(own, now), Turned::AddressRate),
-        (network.arrivals.wait(of_network, now), Turned::NetworkRate),
+        (if known { 0 } else { network.arrivals.wait(of_network, now) }, Turned::NetworkRate),
     ];
     let mut wait = slowed(config, host, now);
     for (turn, why) in turns {
@@ -164,7 +165,9 @@ fn judge(
         wait = wait.max(turn);
     }
     host.arrivals.take(own, now);
-    network.arrivals.take(of_network, now);
+    if !known {
+        network.arrivals.take(of_network, now);
+    }
     host.handshakes += 1;
     network.handshakes += 1;
     Ok((wait, known))

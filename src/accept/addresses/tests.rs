@@ -83,6 +83,21 @@ fn many_addresses_of_a_network_have_its_rate_together() {
 }
 
 #[test]
+fn a_known_address_is_not_held_to_what_its_neighbours_do() {
+    let config = AddressesSection { network_rate: 1, network_burst: 5, network_handshakes: 5, ..config() };
+    let addresses = Addresses::new(&config);
+    let mut honest = addresses.arrive(&config, ADDRESS, NOW).unwrap();
+    honest.proven();
+    let under_way: Vec<_> = (0..20).map(|_| addresses.arrive(&config, NEIGHBOUR, NOW)).collect();
+    assert!(matches!(under_way.last(), Some(Err(Turned::NetworkHandshakes))));
+    assert_eq!(met(&addresses, &config, ADDRESS, NOW), Ok(Duration::ZERO));
+    drop(under_way);
+    while met(&addresses, &config, NEIGHBOUR, NOW).is_ok() {}
+    assert_eq!(met(&addresses, &config, NEIGHBOUR, NOW), Err(Turned::NetworkRate));
+    assert_eq!(met(&addresses, &config, ADDRESS, NOW), Ok(Duration::ZERO));
+}
+
+#[test]
 fn handshakes_under_way_have_a_limit_and_their_end_makes_room() {
     let config = AddressesSection { handshakes: 3, network_handshakes: 5, ..config() };
     let addresses = Addresses::new(&config);
