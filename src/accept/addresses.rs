@@ -178,7 +178,7 @@ fn slowed(config: &AddressesSection, host: &Host, now: u64) -> u64 {
     let rate = Rate::within(config.failures, config.failure_window.0);
     let (half, taken) = (rate.burst() / 2, host.failures.taken(rate, now));
     let over = taken.saturating_sub(half).min(half);
-    if half == 0 { 0 } else { nanos(SLOWEST) / half * over }
+    nanos(SLOWEST).checked_div(half).unwrap_or(0) * over
 }
 
 /// A connection from its arrival to its end: it counts in its address's favour or against it.
