@@ -1,6 +1,12 @@
 //! The front door: TCP, TLS, identity and upgrade of one connection in one task, under one deadline.
 
+mod addresses;
 mod counted;
+mod door;
+mod failures;
+mod prefix;
+mod proxy;
+mod table;
 
 use std::fs::File;
 use std::io;
@@ -17,25 +23,30 @@ use rustls::pki_types::CertificateDer;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, info, warn};
 
+use crate::config::LimitsSection;
 use crate::fold::{Kind, Sample};
 use crate::gateway::events::Event;
 use crate::gateway::sessions::Handle;
 use crate::gateway::{Gateway, Source};
 use crate::identity::{self, Asked, Denied, Problem};
-use crate::metrics::TlsRefusal;
 use crate::metrics::family::Label as _;
+use crate::metrics::{TlsRefusal, Turned};
 use crate::registry::cache::Entry;
 use crate::registry::{EventKind, Record, RegistryError};
 use crate::upgrade::{self, HeadError};
 use crate::{clock, connection, entropy, tls};
 
+pub(crate) use addresses::Addresses;
+pub(crate) use door::Pass;
+
+use addresses::Arrival;
 use counted::Counted;
 
 /// The connection's stream, boxed: what a session keeps of it is a pointer.
@@ -43,6 +54,8 @@ pub(crate) type Stream = Box<TlsStream<Counted>>;
 
 /// Between tries of `accept` when it fails for want of a descriptor or of memory.
 const BACK_OFF: Duration = Duration::from_millis(50);
+/// How many are closed then before the next try: as many as a backlog holds, and a bound.
+const CLEARED_AT_ONCE: usize = 1024;
 /// How long a refused peer may take to read its refusal.
 const LINGER: Duration = Duration::from_secs(2);
 /// How often an admission asks again when the record changes under it.
@@ -94,27 +107,7 @@ pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: Canc
             Err(_) => gateway.counters.accept_failed(),
         }
         match accepted {
-            // No certificate can be judged: closed before one is asked for.
-            Ok((_, peer)) if !gateway.clock_is_right() => {
-                gateway.counters.clock_behind();
-                let sample = || Sample::new("-", peer, "-");
-                if gateway.folds.may_say(&gateway.counters, Kind::ClockBehind, "clock_behind", sample) {
-                    warn!(%peer, reason = "clock_behind", "closed: the clock is behind the build");
-                }
-            }
-            Ok((tcp, peer)) => match Arc::clone(&gateway.connections).try_acquire_owned() {
-                Ok(permit) => {
-                    // No drain waits for a stranger: only who has been let in is counted among `tasks`.
-                    tokio::spawn(admit(Arc::clone(&gateway), tcp, peer, permit));
-                }
-                Err(_) => {
-                    gateway.counters.over_limit();
-                    let sample = || Sample::new("-", peer, "-");
-                    if gateway.folds.may_say(&gateway.counters, Kind::OverLimit, "over_limit", sample) {
-                        warn!(%peer, reason = "over_limit", "closed: as many connections as limits.connections allows");
-                    }
-                }
-            },
+            Ok((tcp, peer)) => door::enter(&gateway, tcp, peer),
             // The peer was gone before it was accepted: nothing of ours.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -124,7 +117,14 @@ pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: Canc
                     warn!(%error, "cannot accept; raise the limit of open files (LimitNOFILE, ulimit -n) or lower limits.connections");
                 }
                 drop(reserve.take());
-                if let Ok(Ok((tcp, _))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
+                // One after the other, each by the descriptor that the one before has given back.
+                for _ in 0..CLEARED_AT_ONCE {
+                    let Ok(Ok((tcp, peer))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await
+                    else {
+                        break;
+                    };
+                    gateway.counters.door().turned(Turned::NoDescriptors);
+                    debug!(%peer, "closed: no descriptor is left for it");
                     drop(tcp);
                 }
                 reserve = File::open("/dev/null").ok();
@@ -134,32 +134,87 @@ pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: Canc
     }
 }
 
-async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
+async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, mut pass: Pass) {
     let Ok(id) = entropy::random::<8>().map(|bytes| format!("{:016x}", u64::from_be_bytes(bytes))) else {
         warn!(%peer, "closed: the operating system gives no random bytes");
         return;
     };
     let id: Arc<str> = id.into();
     let under_way = gateway.counters.handshaking();
-    let deadline = gateway.live().config.limits.handshake_timeout.0;
+    let limits = gateway.live().config.limits.clone();
+    let times = Times::new(&limits);
     // Boxed and dropped here: a session does not keep its handshake's state.
-    let handshake = Box::pin(handshake(&gateway, tcp, peer, &id));
-    let outcome = tokio::time::timeout(deadline, handshake).await;
+    let handshake = Box::pin(handshake(&gateway, tcp, peer, &id, &times, &pass.arrival));
+    let outcome = tokio::time::timeout_at(times.end, handshake).await;
     drop(under_way);
     match outcome {
         Ok(Outcome::Admitted(admitted)) => {
-            tokio::spawn(connection::run(Arc::clone(&gateway), *admitted, permit));
+            pass.arrival.opened();
+            tokio::spawn(connection::run(Arc::clone(&gateway), *admitted, pass));
         }
         // Beyond the deadline, which has been kept: the refusal is this connection's one verdict.
-        Ok(Outcome::Refused(refused)) => refuse(&gateway, *refused, peer, &id).await,
-        Ok(Outcome::Over) => {}
-        Err(_) => {
-            gateway.counters.handshake_timeout();
-            let sample = || Sample::new(&id, peer, "-");
-            if gateway.folds.may_say(&gateway.counters, Kind::Timeout, "timeout", sample) {
-                info!(connection = %id, %peer, reason = "timeout", "refused: not through the handshake in time");
+        Ok(Outcome::Refused(refused)) => {
+            if failures::counts_as(refused.denied.problem) {
+                failed(&gateway, &pass.arrival, &id);
             }
+            refuse(&gateway, *refused, peer, &id).await;
         }
+        Ok(Outcome::Over) => {}
+        Ok(Outcome::Late(what)) => {
+            late(&gateway, peer, &id, what);
+            failed(&gateway, &pass.arrival, &id);
+        }
+        // Its turn had not come, or the registry had not answered: nothing that it has done.
+        Err(_) => late(&gateway, peer, &id, "not through the handshake in time"),
+    }
+}
+
+/// By when a handshake has to have come so far.
+struct Times {
+    hello: Instant,
+    request: Duration,
+    end: Instant,
+}
+
+impl Times {
+    fn new(limits: &LimitsSection) -> Self {
+        let now = clock::now().monotonic;
+        let end = clock::instant(now + limits.handshake_timeout.0);
+        let hello = clock::instant(now + limits.hello_timeout.0).min(end);
+        Self { hello, request: limits.request_timeout.0, end }
+    }
+
+    /// Of a request that may come from now on.
+    fn of_request(&self) -> Instant {
+        clock::instant(clock::now().monotonic + self.request).min(self.end)
+    }
+}
+
+fn late(gateway: &Gateway, peer: SocketAddr, id: &str, what: &'static str) {
+    gateway.counters.handshake_timeout();
+    let sample = || Sample::new(id, peer, "-");
+    if gateway.folds.may_say(&gateway.counters, Kind::Timeout, what, sample) {
+        info!(connection = %id, %peer, reason = "timeout", "refused: {what}");
+    }
+}
+
+/// A handshake has failed by the peer's fault.
+fn failed(gateway: &Gateway, arrival: &Arrival, id: &str) {
+    gateway.counters.door().failure();
+    if let Some(block) = arrival.failed(&gateway.live().config.addresses) {
+        gateway.counters.door().block();
+        let (address, seconds) = (arrival.address(), block.as_secs());
+        let sample = || Sample::new(id, &address, "-");
+        if gateway.folds.may_say(&gateway.counters, Kind::Blocked, "blocked", sample) {
+            info!(connection = %id, %address, seconds, "address blocked: too many failures, and no proven session from there");
+        }
+        gateway.note(Event {
+            kind: EventKind::AddressBlocked,
+            device: None,
+            reason: "",
+            peer: address.to_string(),
+            detail: format!("for {seconds} s: too many failures, and no proven session from there"),
+        });
     }
 }
 
@@ -170,6 +225,8 @@ enum Outcome {
     Refused(Box<Refused>),
     /// Nobody is there to be answered; counted and logged.
     Over,
+    /// The peer did not say what it had to say in time.
+    Late(&'static str),
 }
 
 struct Refused {
@@ -181,11 +238,21 @@ struct Refused {
 }
 
 /// TLS, identity, upgrade.
-async fn handshake(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, id: &Arc<str>) -> Outcome {
+async fn handshake(
+    gateway: &Arc<Gateway>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    id: &Arc<str>,
+    times: &Times,
+    arrival: &Arrival,
+) -> Outcome {
     // Small frames, answered at once: waiting to fill a segment would only add latency. A failure costs just that.
     let _ = tcp.set_nodelay(true);
     // A turn is for who has said all of its hello: what comes before costs nothing but memory.
-    let hello = LazyConfigAcceptor::new(Acceptor::default(), Counted::new(tcp)).await;
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), Counted::new(tcp));
+    let Ok(hello) = tokio::time::timeout_at(times.hello, hello).await else {
+        return Outcome::Late("no TLS hello in time");
+    };
     let Ok(turn) = gateway.handshakes.acquire().await else { return Outcome::Over };
     let (accepted, subject) = {
         let accept = async { hello?.into_stream(gateway.live().tls.server_config()).await };
@@ -195,21 +262,33 @@ async fn handshake(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, id:
         drop(turn);
         match in_turn {
             Ok(accepted) => accepted,
-            Err(_) => accepting.await,
+            // From here on the peer alone is waited for.
+            Err(_) => match tokio::time::timeout_at(times.end, accepting).await {
+                Ok(accepted) => accepted,
+                Err(_) => return Outcome::Late("TLS was not over in time"),
+            },
         }
     };
     let mut stream: Stream = match accepted {
         Ok(stream) => Box::new(stream),
         Err(error) => {
             refuse_in_tls(gateway, &error, peer, id, subject.as_deref().unwrap_or("-"));
+            if failures::counts_in_tls(&error) {
+                failed(gateway, arrival, id);
+            }
             return Outcome::Over;
         }
     };
     let chain = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
     // The verifier demands a certificate; none here would be a hole, not a guest.
     let Some(leaf) = chain.first() else { return Outcome::Over };
-    match admit_request(gateway, &mut stream, peer, id, &chain).await {
-        Ok(Some((wanted, rest, mut place, grant))) => {
+    let mut rest = Vec::new();
+    let head = upgrade::read_head(&mut stream, &mut rest);
+    let Ok(head) = tokio::time::timeout_at(times.of_request(), head).await else {
+        return Outcome::Late("no request in time");
+    };
+    match admit_request(gateway, head, peer, id, &chain).await {
+        Ok(Some((wanted, mut place, grant))) => {
             if let Err(error) = upgrade::accept(&mut stream, &wanted).await {
                 debug!(connection = %id, %peer, %error, "gone during the upgrade");
                 return Outcome::Over;
@@ -246,17 +325,15 @@ fn refuse_in_tls(gateway: &Gateway, error: &io::Error, peer: SocketAddr, id: &st
     }
 }
 
-type Admission<'a> = (upgrade::Wanted, Vec<u8>, Place<'a>, Grant);
+type Admission<'a> = (upgrade::Wanted, Place<'a>, Grant);
 
 async fn admit_request<'a>(
     gateway: &'a Arc<Gateway>,
-    stream: &mut Stream,
+    head: Result<upgrade::Request, HeadError>,
     peer: SocketAddr,
     id: &Arc<str>,
     chain: &[CertificateDer<'static>],
 ) -> Result<Option<Admission<'a>>, Denied> {
-    let mut rest = Vec::new();
-    let head = upgrade::read_head(stream, &mut rest).await;
     let draining = || Denied::new(Problem::Draining, "this gateway is going away; reconnect");
     if gateway.is_draining() {
         return Err(draining());
@@ -329,7 +406,7 @@ async fn admit_request<'a>(
             if gateway.is_draining() {
                 return Err(draining());
             }
-            return Ok(wanted.map(|wanted| (wanted, rest, place, grant)));
+            return Ok(wanted.map(|wanted| (wanted, place, grant)));
         }
     }
     Err(Denied::new(Problem::Unavailable, "the device's record keeps changing; try again"))

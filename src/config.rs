@@ -2,11 +2,14 @@
 //! their line. `Config::default()` is what an empty file means, and `config/default.toml` says the same in words.
 
 mod address;
+mod addresses;
 mod admin;
 mod certificates;
 mod crl;
 mod limits;
 mod live;
+mod memory;
+mod network;
 mod show;
 mod span;
 mod tls;
@@ -22,12 +25,15 @@ use toml::de::{DeTable, DeValue};
 use crate::home::Home;
 use crate::registry::DatabaseUrl;
 
+pub use addresses::AddressesSection;
 pub use admin::AdminSection;
 pub use certificates::CertificatesSection;
 pub use crl::{CrlSection, served_as};
 pub use limits::LimitsSection;
 pub use live::{Taken, take};
-pub use show::{Setting, Source, settings};
+pub use memory::Memory;
+pub use network::Network;
+pub use show::{Setting, Source, costs, settings};
 pub use span::Span;
 
 /// The text that `init` writes: every key, its default, and what it does.
@@ -91,6 +97,8 @@ pub struct Config {
     pub crl: CrlSection,
     /// What the operator's programs ask.
     pub admin: AdminSection,
+    /// What an address may do before anybody behind it is known.
+    pub addresses: AddressesSection,
     /// Bounds on connections and sessions.
     pub limits: LimitsSection,
     /// Times of a session.
@@ -111,6 +119,8 @@ pub struct GatewaySection {
     pub url: String,
     /// `Origin` headers that are let in. Devices send none, browsers always do.
     pub origins: Vec<String>,
+    /// Proxies that say for whom they connect, by the PROXY protocol, version 2.
+    pub proxy_networks: Vec<Network>,
     /// How long a drain may take.
     pub drain: Span,
 }
@@ -185,6 +195,7 @@ impl Default for GatewaySection {
             listen: SocketAddr::from(([0, 0, 0, 0], 8443)),
             url: "wss://localhost:8443/v1/device".to_owned(),
             origins: Vec::new(),
+            proxy_networks: Vec::new(),
             drain: Span::seconds(20),
         }
     }
@@ -254,6 +265,7 @@ impl Config {
         if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
             return no("gateway.name", format!("{name:?}"), "a name of 1 to 64 characters is needed");
         }
+        self.addresses.check()?;
         self.limits.check()?;
         check_spans(&[
             ("session.heartbeat", self.session.heartbeat, 1, 3600, "it must be 1s to 1h"),
@@ -378,6 +390,9 @@ mod tests {
             ("[session]\nheartbeat = \"1ms\"", "session.heartbeat is 1ms: it must be 1s to 1h"),
             ("[session]\nheartbeat = \"soon\"", "'soon' is not a length of time"),
             ("[messages]\nkeep = \"1m\"", "at least 10m"),
+            ("[addresses]\nfailures = 1", "line 2: addresses.failures is 1: it must be 2 to 65536"),
+            ("[addresses]\nblock_at_most = \"5s\"", "must not be less than addresses.block"),
+            ("[gateway]\nproxy_networks = [\"10.0.0.1/8\"]", "did you mean '10.0.0.0/8'"),
             ("[tls]\ndevice_cas = []", "nobody could be let in"),
             (
                 "[tls]\ncrls = [\"a.crl\", \"./a.crl\"]",

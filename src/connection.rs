@@ -4,6 +4,7 @@
 //! the acks of many messages leave in one frame and one write.
 
 mod closing;
+mod frames;
 mod live;
 
 use std::collections::VecDeque;
@@ -19,14 +20,14 @@ use doorward_proto::session::{Output, Session};
 use doorward_proto::time::Moment;
 use doorward_proto::verdict::{Refusal, Verdict};
 use futures_util::{Sink as _, Stream as _};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tracing::{debug, info};
 
-use crate::accept::{Admitted, Stream};
+use crate::accept::{Admitted, Pass};
+use crate::bucket::Rate;
 use crate::clock;
 use crate::entropy;
 use crate::fold::{Kind, Sample};
@@ -39,6 +40,7 @@ use crate::registry::renewals::Shown;
 use crate::sink::{Job, NoRoom};
 
 use closing::{Ended, broken, closing_handshake, failed, frame};
+use frames::Watched;
 
 /// What tungstenite reads into; a device's message is a few hundred bytes, and every session keeps one.
 const READ_BUFFER: usize = 1024;
@@ -53,7 +55,7 @@ const RETRY_AFTER: u64 = 2;
 const NOT_NOW: &str = "the store does not take messages now; nothing of this one was kept";
 
 /// Runs a session to its end.
-pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: OwnedSemaphorePermit) {
+pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, pass: Pass) {
     let Admitted { stream, rest, handle, mut grant, peer, stay } = admitted;
     let longest = gateway.live().config.limits.message_bytes;
     let config = WebSocketConfig::default()
@@ -63,8 +65,9 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: Owned
         // The gateway's own: the fleet's limit, which may become wider, is the session's to hold.
         .max_message_size(Some(longest))
         .max_frame_size(Some(longest));
-    let ws = WebSocketStream::from_partially_read(stream, rest, Role::Server, Some(config)).await;
     let now = clock::now();
+    let stream = Watched::new(stream, &rest, frame_rate(&gateway.live()), now.monotonic);
+    let ws = WebSocketStream::from_partially_read(stream, rest, Role::Server, Some(config)).await;
 
     // What has changed since the device was entered: the answer that counts is the one just before `welcome`.
     let mail = handle.mailbox.take();
@@ -86,7 +89,7 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: Owned
                 info!(connection = %handle.id, device = %handle.device, %peer, reason = close.label(), "closed before welcome");
             }
             gateway.sessions.leave(&handle);
-            closing_handshake(ws, Some(frame(close))).await;
+            closing_handshake(ws, Some(frame(&Ended::Ours(close), close))).await;
         }
         Ok(challenge) => {
             let session = Session::open(grant, Arc::clone(&live.settings), challenge, now);
@@ -101,6 +104,7 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: Owned
                 session,
                 ws,
                 peer,
+                pass,
                 received: 0,
                 outgoing: VecDeque::new(),
                 outgoing_bytes: 0,
@@ -111,7 +115,12 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: Owned
             connection.finish(ended).await;
         }
     }
-    drop((permit, stay));
+    drop(stay);
+}
+
+fn frame_rate(live: &Live) -> Rate {
+    let limits = &live.config.limits;
+    Rate::per_second(limits.frames_per_second as usize, limits.frames_burst as usize)
 }
 
 struct Connection {
@@ -122,8 +131,10 @@ struct Connection {
     longest: usize,
     handle: Arc<Handle>,
     session: Session,
-    ws: WebSocketStream<Stream>,
+    ws: WebSocketStream<Watched>,
     peer: SocketAddr,
+    /// Held to the end: its place among all connections, and its address's.
+    pass: Pass,
     timer: Pin<Box<Sleep>>,
     /// Bytes that had come at the last wake-up.
     received: u64,
@@ -250,7 +261,7 @@ impl Connection {
 
     /// Anything received counts, the parts of a message that is not whole yet among it.
     fn note_life(&mut self, now: Moment) {
-        let received = self.ws.get_ref().get_ref().0.received();
+        let received = self.ws.get_ref().received();
         if std::mem::replace(&mut self.received, received) != received {
             self.session.heard(now);
             self.handle.heard_ms.store(now.wall.as_millis(), Ordering::Relaxed);
@@ -260,6 +271,7 @@ impl Connection {
     /// Reads what the socket has, as long as there is room for it.
     fn read(&mut self, cx: &mut Context<'_>, now: Moment) -> Option<Ended> {
         let most = self.live.config.limits.undecided;
+        self.ws.get_mut().allow(frame_rate(&self.live), now.monotonic);
         for _ in 0..MAX_FRAMES {
             // What a draining session has not read stays unread: the device sends it again elsewhere.
             if self.held.is_some() || self.ending.is_some() || self.session.undecided() >= most {
@@ -343,6 +355,7 @@ impl Connection {
                 self.gateway.possible_clone(&self.handle.id, &older, &self.peer.to_string());
             }
         }
+        self.pass.arrival.proven();
         self.gateway.counters.proven();
         if self.may_say(Kind::Proven, "proven") {
             info!(connection = %self.handle.id, device = %self.handle.device, peer = %self.peer, "session proven");
@@ -441,6 +454,7 @@ impl Connection {
         let (close, detail) = match &ended {
             Ended::Ours(close) => (*close, None),
             Ended::Theirs(code) => (Close::Normal, code.map(|code| format!("the device closed with {code}"))),
+            Ended::Flooded(why) => (Close::Strikes, Some(why.to_string())),
             Ended::Broken(why) => (Close::Normal, Some(why.clone())),
         };
         self.gateway.counters.closed(close);
@@ -458,12 +472,13 @@ impl Connection {
             );
         }
         if close == Close::Strikes {
-            self.note(EventKind::Strikes, Close::Strikes.reason());
+            self.note(EventKind::Strikes, detail.as_deref().unwrap_or(Close::Strikes.reason()));
         }
+        let last_words = frame(&ended, close);
         match ended {
             Ended::Broken(_) => {}
             Ended::Theirs(_) => closing_handshake(self.ws, None).await,
-            Ended::Ours(close) => {
+            Ended::Ours(_) | Ended::Flooded(_) => {
                 if close == Close::SlowReader {
                     // It would not read them either: what counts now is that it learns why.
                     self.outgoing.clear();
@@ -474,7 +489,7 @@ impl Connection {
                     self.gateway.counters.cut(after);
                 }
                 if matches!(flushed, Ok(Ok(()))) || close == Close::SlowReader {
-                    closing_handshake(self.ws, Some(frame(close))).await;
+                    closing_handshake(self.ws, Some(last_words)).await;
                 }
             }
         }

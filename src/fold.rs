@@ -29,6 +29,9 @@ const MOST_WORDS: usize = 200;
 pub(crate) enum Kind {
     OverLimit,
     ClockBehind,
+    Turned,
+    NotProxied,
+    Blocked,
     Timeout,
     Tls,
     Refused,
@@ -54,6 +57,9 @@ impl Kind {
         match self {
             Self::OverLimit => "closed: as many connections as limits.connections allows",
             Self::ClockBehind => "closed: the clock is behind the build",
+            Self::Turned => "closed before TLS",
+            Self::NotProxied => "refused: of gateway.proxy_networks, and no header of the PROXY protocol",
+            Self::Blocked => "address blocked: too many failures, and no proven session from there",
             Self::Timeout => "refused: not through the handshake in time",
             Self::Tls => "refused in TLS",
             Self::Refused => "refused",
@@ -65,7 +71,13 @@ impl Kind {
 
     const fn party(self) -> Party {
         match self {
-            Self::OverLimit | Self::ClockBehind | Self::Timeout | Self::Tls => Party::Strangers,
+            Self::OverLimit
+            | Self::ClockBehind
+            | Self::Turned
+            | Self::NotProxied
+            | Self::Blocked
+            | Self::Timeout
+            | Self::Tls => Party::Strangers,
             Self::Refused | Self::Unreadable => Party::Holders,
             Self::Proven | Self::Closed => Party::Devices,
         }

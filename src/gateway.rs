@@ -22,6 +22,7 @@ mod watch;
 mod witness;
 
 pub(crate) use live::Live;
+pub(crate) use mailbox::MAX_DELIVERY_BYTES;
 pub use own::Signer;
 pub(crate) use records::Source;
 pub use reload::{ReloadError, Reloaded};
@@ -43,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::accept::Addresses;
 use crate::config::Config;
 use crate::fold::Folds;
 use crate::home::{self, FileError, Home};
@@ -118,6 +120,8 @@ pub struct Gateway {
     events: Events,
     pub(crate) shown: ShownCredentials,
     pub(crate) renewals: Renewing,
+    /// What each address may still do before anybody behind it is known.
+    pub(crate) addresses: Arc<Addresses>,
     /// Room for connections, and turns to compute a handshake.
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) handshakes: Semaphore,
@@ -189,6 +193,7 @@ impl Gateway {
             events: Events::default(),
             shown: ShownCredentials::default(),
             renewals: Renewing::default(),
+            addresses: Addresses::new(&config.addresses),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             handshakes: Semaphore::new(config.limits.handshakes),
             tasks: TaskTracker::new(),

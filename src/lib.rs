@@ -6,6 +6,7 @@
 
 mod accept;
 pub mod admin;
+mod bucket;
 pub mod cli;
 pub mod clock;
 pub mod config;

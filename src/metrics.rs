@@ -5,6 +5,7 @@
 //! a line in [`Counters::collect`], which names it. Those of a part of its own stand in a file of their own, as those of
 //! the store do.
 
+mod door;
 mod expiries;
 pub(crate) mod family;
 mod histogram;
@@ -21,6 +22,8 @@ use doorward_proto::verdict::Refusal;
 use crate::identity::Problem;
 use crate::registry::EventKind;
 
+pub use door::DoorCounters;
+pub(crate) use door::Turned;
 pub use expiries::Expiries;
 pub(crate) use family::TlsRefusal;
 use family::{Early, PerLabel};
@@ -48,6 +51,7 @@ pub struct Counters {
     oldest_transaction_ms: AtomicU64,
     events: PerLabel<EventKind>,
     folded: AtomicU64,
+    door: DoorCounters,
 }
 
 /// The counters at a moment.
@@ -179,6 +183,12 @@ impl Counters {
         }
     }
 
+    /// What has become of connections before TLS.
+    #[must_use]
+    pub fn door(&self) -> &DoorCounters {
+        &self.door
+    }
+
     /// From a change in the registry, as its row says, to the close of the session that it ends.
     #[must_use]
     pub fn cuts(&self) -> Times {
@@ -235,6 +245,7 @@ impl Counters {
             "reason",
             &self.early,
         );
+        self.door.collect(page);
         page.counter(
             "doorward_accept_failures_total",
             "Calls of accept that failed, most likely for want of file descriptors.",

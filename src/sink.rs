@@ -15,7 +15,7 @@ use crate::gateway::sessions::Handle;
 use crate::registry::{Claim, NewEvent, NewMessage};
 use crate::route::Routes;
 
-pub(crate) use queue::{NoRoom, Sink};
+pub(crate) use queue::{MAX_BYTES, NoRoom, Sink};
 pub(crate) use writer::{Writer, run};
 
 /// Proof that a message outlives a crash: made where a commit has returned, and nowhere else.

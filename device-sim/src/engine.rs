@@ -49,6 +49,8 @@ pub(crate) struct Context {
     pub(crate) tally: Tally,
     pub(crate) payload: usize,
     pub(crate) phase: watch::Sender<Phase>,
+    /// How often all have lost their connections at once.
+    pub(crate) storm: watch::Sender<u32>,
     pub(crate) handshakes: Semaphore,
     pub(crate) cancel: CancellationToken,
     pub(crate) gateway: SocketAddr,
@@ -164,6 +166,7 @@ async fn prepare(plan: &Plan, cast: &Cast) -> Result<Arc<Context>, Failure> {
         tally: Tally::new(plan.laps.clone()),
         payload: plan.payload,
         phase: watch::Sender::new(Phase::Connecting),
+        storm: watch::Sender::new(0),
         handshakes: Semaphore::new(HANDSHAKES),
         cancel: plan.cancel.clone(),
         gateway,

@@ -3,10 +3,16 @@
 
 mod attacks;
 mod expect;
+mod flapping;
 mod forge;
+mod oversize;
+mod raw;
 mod replay;
 mod skew;
+mod slow_handshake;
+mod slow_reader;
 mod stolen;
+mod storm;
 mod wrong_ca;
 
 use std::fmt;
@@ -39,6 +45,16 @@ pub enum Scenario {
     WrongCa,
     /// Devices whose clocks are minutes off.
     SkewedClock,
+    /// All devices lose their connections at once and come back at once, twice.
+    ReconnectStorm,
+    /// Devices that come, say one thing and go, again and again.
+    Flapping,
+    /// Devices that do not read what they have subscribed to.
+    SlowReader,
+    /// Messages that are too long, whole, in fragments and announced.
+    Oversize,
+    /// Connections that begin and do not go on, before TLS, within it and after it.
+    SlowHandshake,
 }
 
 impl fmt::Display for Scenario {
@@ -51,6 +67,11 @@ impl fmt::Display for Scenario {
             Self::StolenCertificate => "stolen-certificate",
             Self::WrongCa => "wrong-ca",
             Self::SkewedClock => "skewed-clock",
+            Self::ReconnectStorm => "reconnect-storm",
+            Self::Flapping => "flapping",
+            Self::SlowReader => "slow-reader",
+            Self::Oversize => "oversize",
+            Self::SlowHandshake => "slow-handshake",
         })
     }
 }
@@ -70,19 +91,29 @@ pub(crate) struct Cast {
 
 /// Attackers at most: they are there to be refused, not to be load.
 const MOST_HOSTILE: usize = 32;
+/// Of those who move megabytes.
+const MOST_LARGE: usize = 4;
 /// What an honest device beside an attack sends, where no rate is given: enough to see it harmed.
 const BESIDE_AN_ATTACK: Duration = Duration::from_millis(200);
 
 /// A quarter of the fleet attacks, at least one device; the rest is honest.
 pub(crate) fn cast(plan: &Plan) -> Result<Cast, Failure> {
     let given = plan.devices.len();
-    let needed = if plan.scenario == Scenario::StolenCertificate { 2 } else { 1 };
+    let needed = match plan.scenario {
+        Scenario::StolenCertificate
+        | Scenario::Flapping
+        | Scenario::SlowReader
+        | Scenario::Oversize
+        | Scenario::SlowHandshake => 2,
+        _ => 1,
+    };
     if given < needed {
         return Err(Failure::TooFew { scenario: plan.scenario, needed, given });
     }
     let quarter = (given / 4).clamp(1, MOST_HOSTILE);
     let (hostile, jumping) = match plan.scenario {
-        Scenario::Steady | Scenario::Burst => (0, 0),
+        Scenario::Steady | Scenario::Burst | Scenario::ReconnectStorm => (0, 0),
+        Scenario::SlowReader | Scenario::Oversize => (quarter.min(MOST_LARGE), 0),
         // Some are behind and some jump ahead; a device alone jumps.
         Scenario::SkewedClock if given == 1 => (0, 1),
         Scenario::SkewedClock => (quarter, quarter),
@@ -128,6 +159,13 @@ pub(crate) async fn attack(plan: &Plan, context: &Arc<Context>, cast: &Cast) -> 
             Scenario::StolenCertificate => stolen::attack(context, cast, &attacks).await,
             Scenario::WrongCa => wrong_ca::attack(context, cast, &attacks).await,
             Scenario::SkewedClock => skew::attack(context, cast, &attacks).await,
+            Scenario::ReconnectStorm => {
+                storm::attack(context, cast, &attacks, plan.duration, plan.connect_within).await;
+            }
+            Scenario::Flapping => flapping::attack(context, cast, &attacks, plan.duration).await,
+            Scenario::SlowReader => slow_reader::attack(context, cast, &attacks).await,
+            Scenario::Oversize => oversize::attack(context, cast, &attacks).await,
+            Scenario::SlowHandshake => slow_handshake::attack(context, cast, &attacks).await,
         }
     };
     // An attack that was cut short has not been seen to fail: it is missing from the report, and that is judged.

@@ -107,8 +107,7 @@ async fn what_is_not_there_is_said() {
     assert_eq!(code, 1);
     assert!(err.contains("/nowhere.jsonl") && err.contains("bulk file"), "{err}");
     for (option, value, words) in [
-        ("--scenario", "flapping", "not available in this version"),
-        ("--scenario", "x", "skewed-clock"),
+        ("--scenario", "x", "skewed-clock, reconnect-storm, flapping, slow-reader, oversize, slow-handshake"),
         ("--report", "r.html", "not available"),
         ("--duration", "1y", "a duration is"),
         ("--rate", "-1", "at least 0"),

@@ -261,3 +261,57 @@ async fn a_renewal_that_is_refused_is_counted_and_is_no_refused_message() {
     assert_eq!(report.rotation, Rotation { failed: 2, ..Rotation::default() });
     assert!(report.messages.refused.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reconnect_storm_loses_nothing() {
+    let report = with_fault(Scenario::ReconnectStorm, Fault::None).await;
+    assert_met(&report);
+    assert_eq!((report.connections.sessions, report.messages.lost), (60, 0), "{report}");
+    assert_eq!(report.attacks.iter().map(|attack| attack.tried).sum::<u64>(), 2);
+    let gateway =
+        Gateway::start(Setup { devices: DEVICES, fault: Fault::OnceOnly, ..Setup::default() }).await;
+    let report = against(&gateway, Scenario::ReconnectStorm, |plan| {
+        plan.connect_within = Duration::from_secs(1);
+    })
+    .await;
+    assert_missed(&report, "a reconnect storm: expected every device that had a session has one again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flapping() {
+    let report = with_fault(Scenario::Flapping, Fault::None).await;
+    assert_met(&report);
+    assert!(report.attacks[0].tried >= 10, "{report}");
+    assert_missed(&with_fault(Scenario::Flapping, Fault::OnceOnly).await, "a device that comes and goes");
+    let one = Gateway::start(Setup { devices: 1, ..Setup::default() }).await;
+    let plan = Plan::new(one.credentials(), &one.url(), Scenario::Flapping);
+    assert!(run(plan).await.unwrap_err().to_string().contains("at least 2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_reader() {
+    assert_met(&with_fault(Scenario::SlowReader, Fault::None).await);
+    let waits = with_fault(Scenario::SlowReader, Fault::WaitForReaders).await;
+    assert_missed(&waits, "a reader that does not read: expected close 4029");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn oversize() {
+    let report = with_fault(Scenario::Oversize, Fault::None).await;
+    assert_met(&report);
+    assert_eq!(report.attacks.len(), 3, "{report}");
+    let any = with_fault(Scenario::Oversize, Fault::AnySize).await;
+    assert_missed(&any, "a frame of 17 MiB: expected close 1009");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_handshake() {
+    let handshake_within = Duration::from_secs(2);
+    let gateway = Gateway::start(Setup { devices: DEVICES, handshake_within, ..Setup::default() }).await;
+    let report = against(&gateway, Scenario::SlowHandshake, |_| {}).await;
+    assert_met(&report);
+    assert_eq!(report.attacks.len(), 4, "{report}");
+    assert!(report.attacks.iter().all(|attack| attack.tried == 40), "{report}");
+    let patient = with_fault(Scenario::SlowHandshake, Fault::WaitForHandshakes).await;
+    assert_missed(&patient, "half an upgrade: expected the end of the connection in time");
+}

@@ -6,7 +6,7 @@ use clap::Subcommand;
 
 use super::failure::{Failure, Outcome};
 use super::{Shared, output};
-use crate::config::{Config, Setting, Source, settings};
+use crate::config::{Config, Memory, Setting, Source, costs, settings};
 use crate::tls;
 
 #[derive(Subcommand, Debug)]
@@ -66,6 +66,8 @@ fn show(shared: &Shared) -> Outcome {
         }
     }
     rows.extend(shared.secret_settings());
+    let memory = Memory::of(&config);
+    rows.extend(costs(&memory));
     if shared.json {
         return output::json(&rows);
     }
@@ -73,5 +75,17 @@ fn show(shared: &Shared) -> Outcome {
     for Setting { key, value, source } in &rows {
         table.add_row([key.as_str(), value, &format!("{source:?}").to_lowercase()]);
     }
-    output::print_table(&table, "nothing is configured")
+    output::print_table(&table, "nothing is configured")?;
+    output::say(format!(
+        "memory at most {}, if every session does its worst ({} each); {} while strangers hold every place",
+        mib(memory.at_most),
+        mib(memory.session),
+        mib(memory.of_strangers)
+    ));
+    Ok(())
+}
+
+/// Rounded up.
+fn mib(bytes: usize) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
 }

@@ -188,7 +188,7 @@ async fn start(shared: &Shared, listen: Option<SocketAddr>) -> Result<Started, F
         Err(error) => return Err(Failure::registry_at(&url, error)),
     }
     gateway::check_entropy()?;
-    raise_file_limit(config.limits.connections);
+    raise_file_limit(config.limits.connections + config.addresses.waiting);
     let gateway = gateway::Gateway::new(config, home.clone(), Arc::clone(&registry), master).await?;
     let signer = shared.clone();
     gateway.set_signer(Box::new(move || {

@@ -14,6 +14,10 @@ pub struct LimitsSection {
     pub handshakes: usize,
     /// One deadline over TCP, TLS and upgrade.
     pub handshake_timeout: Span,
+    /// Until the whole TLS hello has come.
+    pub hello_timeout: Span,
+    /// From the end of TLS until the whole request has come.
+    pub request_timeout: Span,
     /// The longest message, in bytes.
     pub message_bytes: usize,
     /// Messages a second of one device.
@@ -32,6 +36,10 @@ pub struct LimitsSection {
     pub strikes: usize,
     /// …within this time.
     pub strike_window: Span,
+    /// Control frames and small fragments a second of one session…
+    pub frames_per_second: u32,
+    /// …and at once.
+    pub frames_burst: u32,
 }
 
 impl Default for LimitsSection {
@@ -40,6 +48,8 @@ impl Default for LimitsSection {
             connections: 15_000,
             handshakes: 256,
             handshake_timeout: Span::seconds(30),
+            hello_timeout: Span::seconds(15),
+            request_timeout: Span::seconds(15),
             message_bytes: 64 << 10,
             rate_per_second: 100,
             rate_burst: 1000,
@@ -49,6 +59,8 @@ impl Default for LimitsSection {
             outgoing_bytes: 256 << 10,
             strikes: 5,
             strike_window: Span::seconds(60),
+            frames_per_second: 1000,
+            frames_burst: 4000,
         }
     }
 }
@@ -78,9 +90,19 @@ impl LimitsSection {
                 "it must be 1 to 1000000",
             ),
             ("limits.rate_burst", self.rate_burst as usize, 1, 1_000_000, "it must be 1 to 1000000"),
+            (
+                "limits.frames_per_second",
+                self.frames_per_second as usize,
+                1,
+                1_000_000,
+                "it must be 1 to 1000000",
+            ),
+            ("limits.frames_burst", self.frames_burst as usize, 16, 1_000_000, "it must be 16 to 1000000"),
         ])?;
         check_spans(&[
             ("limits.handshake_timeout", self.handshake_timeout, 1, 300, "it must be 1s to 5m"),
+            ("limits.hello_timeout", self.hello_timeout, 1, 300, "it must be 1s to 5m"),
+            ("limits.request_timeout", self.request_timeout, 1, 300, "it must be 1s to 5m"),
             ("limits.strike_window", self.strike_window, 1, 3600, "it must be 1s to 1h"),
         ])?;
         if self.outgoing_bytes < 2 * self.message_bytes {

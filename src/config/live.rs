@@ -6,7 +6,9 @@ use super::{Config, ConfigError, settings};
 use crate::home::Home;
 
 /// Copied where the gateway starts: sockets, pools, its place in the registry.
-const AT_START: [&str; 9] = [
+const AT_START: [&str; 11] = [
+    "addresses.remembered",
+    "addresses.waiting",
     "admin.listen",
     "crl.listen",
     "database.url",
@@ -72,19 +74,34 @@ mod tests {
     use super::*;
 
     /// Asked for whenever it is needed, so that another value counts from then on.
-    const ASKED: [&str; 25] = [
+    const ASKED: [&str; 40] = [
+        "addresses.block",
+        "addresses.block_at_most",
+        "addresses.burst",
+        "addresses.failure_window",
+        "addresses.failures",
+        "addresses.handshakes",
+        "addresses.network_burst",
+        "addresses.network_handshakes",
+        "addresses.network_rate",
+        "addresses.rate",
         "certificates.grace",
         "certificates.lifetime",
         "certificates.renew_after_expiry",
         "crl.files",
         "gateway.drain",
         "gateway.origins",
+        "gateway.proxy_networks",
         "gateway.url",
+        "limits.frames_burst",
+        "limits.frames_per_second",
         "limits.handshake_timeout",
+        "limits.hello_timeout",
         "limits.message_bytes",
         "limits.outgoing_bytes",
         "limits.rate_burst",
         "limits.rate_per_second",
+        "limits.request_timeout",
         "limits.strike_window",
         "limits.strikes",
         "limits.subscriptions",

@@ -2,7 +2,7 @@
 
 use toml::{Table, Value};
 
-use super::Config;
+use super::{Config, Memory};
 
 /// Where a value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -18,6 +18,8 @@ pub enum Source {
     Credential,
     /// The command line.
     Flag,
+    /// What the other values come to.
+    Computed,
 }
 
 /// One value in force.
@@ -46,4 +48,18 @@ pub fn settings(config: &Config, file: &Table) -> Vec<Setting> {
         }
     }
     rows
+}
+
+/// What a configuration may cost, in bytes.
+#[must_use]
+pub fn costs(memory: &Memory) -> Vec<Setting> {
+    [
+        ("memory.at_most", memory.at_most),
+        ("memory.of_strangers", memory.of_strangers),
+        ("memory.addresses", memory.addresses),
+        ("memory.session", memory.session),
+        ("memory.store", memory.store),
+    ]
+    .map(|(key, bytes)| Setting { key: key.to_owned(), value: bytes.to_string(), source: Source::Computed })
+    .into()
 }

@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::Error as WsError;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
 use super::CLOSE_WITHIN;
-use crate::accept::Stream;
+use super::frames::{TooManyFrames, Watched};
 
 /// How a connection came to its end.
 pub(super) enum Ended {
@@ -19,16 +19,22 @@ pub(super) enum Ended {
     Ours(Close),
     /// The device closed, with this code.
     Theirs(Option<u16>),
+    /// We close, for frames that bring no message.
+    Flooded(TooManyFrames),
     /// The network or TLS failed.
     Broken(String),
 }
 
-pub(super) fn frame(close: Close) -> CloseFrame {
-    CloseFrame { code: close.code().into(), reason: close.reason().into() }
+pub(super) fn frame(ended: &Ended, close: Close) -> CloseFrame {
+    let reason = match ended {
+        Ended::Flooded(why) => why.to_string().into(),
+        _ => close.reason().into(),
+    };
+    CloseFrame { code: close.code().into(), reason }
 }
 
 /// The closing handshake (RFC 6455 §7.1.2), bounded: a peer that does not answer is cut.
-pub(super) async fn closing_handshake(mut ws: WebSocketStream<Stream>, frame: Option<CloseFrame>) {
+pub(super) async fn closing_handshake(mut ws: WebSocketStream<Watched>, frame: Option<CloseFrame>) {
     let handshake = async {
         if let Some(frame) = frame {
             ws.close(Some(frame)).await?;
@@ -63,6 +69,9 @@ pub(super) fn failed(error: WsError) -> Ended {
         ) => Ended::Broken("the peer is gone without a close".to_owned()),
         WsError::Protocol(_) => Ended::Ours(Close::Protocol),
         WsError::ConnectionClosed | WsError::AlreadyClosed => Ended::Theirs(None),
+        WsError::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<TooManyFrames>()) => {
+            Ended::Flooded(TooManyFrames)
+        }
         other => broken(other),
     }
 }

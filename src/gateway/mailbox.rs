@@ -16,7 +16,7 @@ use crate::sink::Stored;
 /// Messages of subscriptions that wait for one session; one more and it reads too slowly.
 const MAX_DELIVERIES: usize = 256;
 /// Bytes of them; one alone may be larger.
-const MAX_DELIVERY_BYTES: usize = 256 << 10;
+pub(crate) const MAX_DELIVERY_BYTES: usize = 256 << 10;
 
 /// What became of a publish.
 #[derive(Debug)]

@@ -100,6 +100,8 @@ impl Gateway {
         self.granter.set_own(live.own());
         let taken = Arc::new(live);
         self.live.store(Arc::clone(&taken));
+        // Who could not be let in before may be let in now, and need not wait for the end of a block.
+        self.addresses.forgive();
         trusted::note(&self.home, taken.tls.trust.cas.iter().map(|ca| &*ca.der));
         Ok(Reloaded { changed, waiting, ended: self.judge_origins() })
     }

@@ -9,6 +9,8 @@ use time::OffsetDateTime;
 /// What has happened. Each is a word in the database, on the command line and in the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EventKind {
+    /// An address was blocked for a while: too many of its handshakes have failed.
+    AddressBlocked,
     /// TLS refused a connection: whoever it was has not shown a certificate that leads to a device CA.
     TlsRefused,
     /// An upgrade was refused; the detail begins with the problem.
@@ -43,7 +45,8 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
+        Self::AddressBlocked,
         Self::TlsRefused,
         Self::Refused,
         Self::BadEnvelope,
@@ -65,6 +68,7 @@ impl EventKind {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::AddressBlocked => "address_blocked",
             Self::TlsRefused => "tls_refused",
             Self::Refused => "refused",
             Self::BadEnvelope => "bad_envelope",

@@ -16,7 +16,7 @@ use crate::metrics::store::StoreMeters;
 /// Events that wait; more of them are counted and dropped, for the log has said them already.
 const MAX_EVENTS: usize = 1024;
 /// Bytes of the publishes that wait: `limits.store_queue` counts them, and they may be large.
-const MAX_BYTES: usize = 64 << 20;
+pub(crate) const MAX_BYTES: usize = 64 << 20;
 /// Bytes of one transaction.
 const MAX_BATCH_BYTES: usize = 8 << 20;
 

@@ -1,5 +1,6 @@
 //! The gateway from outside: real sockets, real TLS, the contract of docs/protocol.md.
 
+mod addresses;
 mod admin;
 mod admission;
 mod authorities;
@@ -11,13 +12,16 @@ mod closing;
 mod drain;
 mod events;
 mod failover;
+mod flood;
 mod folding;
+mod frames;
 mod hooked;
 mod lists_by_http;
 mod metrics;
 mod midway;
 mod outage;
 mod own_certificate;
+mod proxy;
 mod rekey;
 mod reload;
 mod renew;

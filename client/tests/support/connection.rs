@@ -17,13 +17,14 @@ use doorward_proto::session::{Durable, Grant, Output, Receipt, Session};
 use doorward_proto::time::{Moment, NumericDate};
 use doorward_proto::verdict::{Refusal, Verdict};
 use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use super::renewal::TurnAway;
 use super::{Fault, Shared};
@@ -40,15 +41,31 @@ impl Durable for Kept {
     }
 }
 
+/// Frames from a peer; a message of more than this is too big.
+const LONGEST: usize = 64 * 1024;
+/// A peer that takes nothing for so long is too slow.
+const TOO_SLOW: Duration = Duration::from_secs(1);
+
 pub async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) {
-    let Ok(tls) = acceptor.accept(tcp).await else { return };
+    let patience = match shared.setup.fault {
+        Fault::WaitForHandshakes => Duration::from_secs(3600),
+        _ => shared.setup.handshake_within,
+    };
+    if let Ok(Some(serving)) = tokio::time::timeout(patience, admit(tcp, acceptor, shared)).await {
+        serving.run().await;
+    }
+}
+
+async fn admit(tcp: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) -> Option<Serving> {
+    let tls = acceptor.accept(tcp).await.ok()?;
     let leaf = tls.get_ref().1.peer_certificates().unwrap()[0].to_vec();
     let known = shared.renewals.whose(&leaf);
     let anybody = (shared.setup.fault == Fault::AnyCertificate).then_some((0, 0));
-    let Some((device, generation)) = known.or(anybody) else { return };
+    let (device, generation) = known.or(anybody)?;
     let turns_away = shared.renewals.turns_away(device, generation);
-    if turns_away == Some(TurnAway::HangUp) {
-        return;
+    let again = shared.unproven.lock().unwrap().contains_key(shared.records[device].id.as_str());
+    if turns_away == Some(TurnAway::HangUp) || again && shared.setup.fault == Fault::OnceOnly {
+        return None;
     }
     let revoked = shared.revoked.lock().unwrap().contains(shared.records[device].id.as_str());
     let mut holds_second = false;
@@ -83,8 +100,10 @@ pub async fn serve(tcp: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) {
         response.headers_mut().insert("sec-websocket-protocol", doorward_proto::SUBPROTOCOL.parse().unwrap());
         Ok(response)
     };
-    let Ok(socket) = tokio_tungstenite::accept_hdr_async(tls, judge).await else { return };
-    Serving::new(socket, shared, (device, generation), holds_second).run().await;
+    let longest = if shared.setup.fault == Fault::AnySize { 64 << 20 } else { LONGEST };
+    let config = WebSocketConfig::default().max_message_size(Some(longest)).max_frame_size(Some(longest));
+    let socket = tokio_tungstenite::accept_hdr_async_with_config(tls, judge, Some(config)).await.ok()?;
+    Some(Serving::new(socket, shared, (device, generation), holds_second))
 }
 
 struct Serving {
@@ -173,12 +192,29 @@ impl Serving {
                 let _ = tokio::time::timeout(Duration::from_secs(2), drained).await;
                 return;
             }
-            if self.socket.flush().await.is_err() {
-                return;
+            match tokio::time::timeout(TOO_SLOW, self.socket.flush()).await {
+                Ok(Ok(())) => {}
+                Err(_) if self.shared.setup.fault == Fault::WaitForReaders => {
+                    // For as long as it likes, and with all that it is owed in memory.
+                    let _ = self.socket.flush().await;
+                    return std::future::pending().await;
+                }
+                Ok(Err(_)) | Err(_) => return,
             }
             tokio::select! {
                 frame = self.socket.next() => match frame {
                     Some(Ok(Message::Text(text))) => self.frame(&text).await,
+                    Some(Err(WsError::Capacity(_))) => {
+                        let (code, reason) = (Close::TooBig.code().into(), Close::TooBig.reason().into());
+                        let _ = self.socket.close(Some(CloseFrame { code, reason })).await;
+                        // Bytes left unread would turn the close into a reset.
+                        let unread = async {
+                            let mut bytes = vec![0; 64 * 1024];
+                            while self.socket.get_mut().read(&mut bytes).await.is_ok_and(|count| count > 0) {}
+                        };
+                        let _ = tokio::time::timeout(Duration::from_secs(2), unread).await;
+                        return;
+                    }
                     Some(Ok(Message::Close(_))) | None | Some(Err(_)) => return,
                     Some(Ok(_)) => self.session.heard(clock::now()),
                 },
@@ -216,6 +252,9 @@ impl Serving {
     }
 
     async fn frame(&mut self, text: &str) {
+        if self.shared.setup.fault == Fault::AnySize && text.len() > LONGEST {
+            return;
+        }
         let mut now = clock::now();
         if self.shared.setup.fault == Fault::IgnoreTime {
             let iat = claims(text).and_then(|claims| claims["iat"].as_f64()).unwrap_or_default();

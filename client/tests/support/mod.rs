@@ -47,6 +47,14 @@ pub enum Fault {
     ForbidEvery(usize),
     /// Messages out of time are taken.
     IgnoreTime,
+    /// Whoever has had a session is not let in again.
+    OnceOnly,
+    /// Messages may be very long, and are not answered then.
+    AnySize,
+    /// A peer that does not read is waited for.
+    WaitForReaders,
+    /// So is one that does not go on with its handshake.
+    WaitForHandshakes,
 }
 
 /// How a gateway is set up.
@@ -57,6 +65,7 @@ pub struct Setup {
     pub rate: Rate,
     pub proof_within: Duration,
     pub heartbeat: Duration,
+    pub handshake_within: Duration,
 }
 
 impl Default for Setup {
@@ -67,6 +76,7 @@ impl Default for Setup {
             rate: Rate { per_second: 1000, burst: 1000 },
             proof_within: Duration::from_millis(1500),
             heartbeat: Duration::from_secs(30),
+            handshake_within: Duration::from_secs(10),
         }
     }
 }

@@ -75,6 +75,7 @@ struct Device {
     window: usize,
     awaiting: VecDeque<(MessageId, Duration)>,
     phase: watch::Receiver<Phase>,
+    storm: watch::Receiver<u32>,
     channel: String,
     number: u64,
     /// As the last welcome stated it.
@@ -92,6 +93,8 @@ enum End {
     Own(Close, String),
     /// There is another certificate to be shown.
     Reconnect,
+    /// Its connection is gone, with those of all others.
+    Storm,
 }
 
 pub(crate) async fn live(context: Arc<Context>, index: usize, place: usize, role: Role) -> Outcome {
@@ -110,6 +113,7 @@ pub(crate) async fn live(context: Arc<Context>, index: usize, place: usize, role
         window: role.window,
         awaiting: VecDeque::with_capacity(role.window.min(64)),
         phase: context.phase.subscribe(),
+        storm: context.storm.subscribe(),
         channel: format!("devices/{}/sim", credentials.device()),
         number: 0,
         rate: Rate { per_second: 1, burst: 1 },
@@ -141,7 +145,7 @@ impl Device {
                 failures += 1;
             }
             let gives_up = self.note(&end);
-            if matches!(end, End::Reconnect) {
+            if matches!(end, End::Reconnect | End::Storm) {
                 if self.is_over(clock::now()) {
                     break;
                 }
@@ -165,7 +169,7 @@ impl Device {
         self.ended(end);
         let (word, gives_up) = match end {
             End::Done => return true,
-            End::Reconnect => return false,
+            End::Reconnect | End::Storm => return false,
             End::Failed(error) => {
                 self.context.tally.failed(error);
                 self.outcome.last_failure = Some(error.to_string());
@@ -224,13 +228,14 @@ impl Device {
         match end {
             End::Done | End::Reconnect => connection.close(Close::Normal, GOODBYE).await,
             End::Own(close, _) => connection.close(close, GOODBYE).await,
-            End::Failed(_) | End::Ended(_) => {}
+            End::Failed(_) | End::Ended(_) | End::Storm => {}
         }
         end
     }
 
     async fn serve(&mut self, connection: &mut Connection, began: Duration, settled: &mut bool) -> End {
         let welcome_by = began + Duration::from_secs(30);
+        self.storm.mark_unchanged();
         loop {
             let now = clock::now();
             if self.is_over(now) {
@@ -255,6 +260,7 @@ impl Device {
                 received = connection.receive() => Some(received),
                 () = clock::sleep_until(deadline) => None,
                 _ = self.phase.changed() => None,
+                Ok(()) = self.storm.changed() => return End::Storm,
             };
             if let Some(first) = received {
                 let result = self.batch(connection, first, began);

@@ -95,6 +95,22 @@ impl Probe {
         self.clock.0.as_duration() + clock::now().saturating_sub(self.clock.1)
     }
 
+    /// The payload of an operation of this device in this session, of now.
+    pub(crate) fn claims(&mut self, device: &str, members: serde_json::Value) -> String {
+        self.seq += 1;
+        let mut claims = json!({
+            "iss": device,
+            "aud": doorward_proto::GATEWAY,
+            "sid": self.sid,
+            "seq": self.seq,
+            "iat": NumericDate::since_epoch(self.time()),
+        });
+        if let (Some(claims), serde_json::Value::Object(members)) = (claims.as_object_mut(), members) {
+            claims.extend(members);
+        }
+        claims.to_string()
+    }
+
     /// The payload of a publish of this device in this session, and its `seq`.
     pub(crate) fn publish(&mut self, device: &str, iat: Duration) -> (u64, String) {
         self.seq += 1;

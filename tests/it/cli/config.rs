@@ -58,6 +58,17 @@ fn what_is_in_force_says_where_it_comes_from() {
         json!({ "key": "limits.connections", "value": "7", "source": "file" })
     );
     assert_eq!(value(&rows, "limits.handshakes")["source"], "default");
+    let at_most = |rows: &Value| -> u64 {
+        let row = value(rows, "memory.at_most");
+        assert_eq!(row["source"], "computed");
+        row["value"].as_str().unwrap().parse().unwrap()
+    };
+    let of_seven = at_most(&rows);
+    fs::write(desk.home("config.toml"), "[limits]\nconnections = 8\n").unwrap();
+    let of_eight = at_most(&desk.run("config show --json").json());
+    assert!((500_000..5_000_000).contains(&(of_eight - of_seven)), "{of_seven} {of_eight}");
+    desk.run("config show").done().says(&["memory at most ", "while strangers hold every place"]);
+    fs::write(desk.home("config.toml"), "[limits]\nconnections = 7\n").unwrap();
     assert_eq!(
         *value(&rows, "database.url"),
         json!({ "key": "database.url", "value": "\"sqlite://home/registry.db\"", "source": "default" })
@@ -81,7 +92,10 @@ fn the_default_text_shows_every_key() {
     let rows = desk.run("config show --json").json();
     let text = fs::read_to_string(desk.home("config.toml")).unwrap();
     // Where secrets come from is said too, and is none of the file's.
-    let of_file = |row: &&Value| !row["key"].as_str().unwrap().starts_with("secrets.");
+    let of_file = |row: &&Value| {
+        let key = row["key"].as_str().unwrap();
+        !key.starts_with("secrets.") && !key.starts_with("memory.")
+    };
     for row in rows.as_array().unwrap().iter().filter(of_file) {
         let key = row["key"].as_str().unwrap().split('.').nth(1).unwrap();
         assert!(text.contains(&format!("\n{key} = ")), "{key}");

@@ -15,7 +15,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
@@ -77,6 +77,18 @@ pub(crate) fn tls(
 /// TCP and TLS. A refusal of the certificate comes with the first read in TLS 1.3.
 pub(crate) async fn dial(house: &House, config: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
     let tcp = TcpStream::connect(house.address).await?;
+    secure(tcp, config).await
+}
+
+/// TCP from an address of 127.0.0.0/8.
+pub(crate) async fn tcp_from(house: &House, source: [u8; 4]) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((source, 0).into())?;
+    socket.connect(house.address).await
+}
+
+/// TLS on a connection that is there.
+pub(crate) async fn secure(tcp: TcpStream, config: Arc<ClientConfig>) -> io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from("localhost").unwrap();
     within("the TLS handshake", TlsConnector::from(config).connect(name, tcp)).await
 }
@@ -135,6 +147,19 @@ impl Device {
     pub(crate) async fn upgrade(house: &House, credentials: &Credentials, request: &str) -> Self {
         let stream = dial(house, Arc::new(tls(house, Some(credentials), TLS13))).await.unwrap();
         Self::upgrade_on(stream, credentials, request).await.unwrap()
+    }
+
+    /// Welcomed and proven, on a connection that is there.
+    pub(crate) async fn prove_on(
+        house: &House,
+        tcp: TcpStream,
+        credentials: &Credentials,
+    ) -> io::Result<Self> {
+        let stream = secure(tcp, Arc::new(tls(house, Some(credentials), TLS13))).await?;
+        let mut device = Self::upgrade_on(stream, credentials, UPGRADE).await?;
+        device.expect("welcome").await;
+        device.hello().await;
+        Ok(device)
     }
 
     /// Upgraded on a stream that is there; the error has the words of the refusal.

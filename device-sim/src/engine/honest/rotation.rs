@@ -68,7 +68,7 @@ impl Device {
         let (cause, words) = match end {
             End::Failed(error) => (Cause::from(error), error.to_string()),
             End::Ended(ended) => (Cause::from(ended), ended.to_string()),
-            End::Done | End::Own(..) | End::Reconnect => (Cause::Other, String::new()),
+            End::Done | End::Own(..) | End::Reconnect | End::Storm => (Cause::Other, String::new()),
         };
         if self.renewal.ended(cause, &words) {
             // What the gateway said of coming back was said of the other certificate.

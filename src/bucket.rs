@@ -1,0 +1,117 @@
+//! A token bucket in one number: the time at which it is full again (GCRA, ITU-T I.371 Annex A). Nothing has to be refilled,
+//! and how long somebody has to wait is a subtraction.
+
+use std::time::Duration;
+
+/// Times are nanoseconds of the monotonic clock: enough for five hundred years.
+pub(crate) fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What a bucket is measured by. It may change under a bucket, which then is as full as its time says.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rate {
+    /// What one token takes to come back.
+    interval: u64,
+    /// What a whole bucket takes.
+    whole: u64,
+}
+
+impl Rate {
+    /// So many a second, and so many at once.
+    pub(crate) fn per_second(rate: usize, burst: usize) -> Self {
+        let interval = 1_000_000_000 / u64::try_from(rate.max(1)).unwrap_or(u64::MAX);
+        Self::of(interval.max(1), burst)
+    }
+
+    /// So many within a time: as many at once, and as many again when that has passed.
+    pub(crate) fn within(count: usize, time: Duration) -> Self {
+        let interval = nanos(time) / u64::try_from(count.max(1)).unwrap_or(u64::MAX);
+        Self::of(interval.max(1), count)
+    }
+
+    fn of(interval: u64, burst: usize) -> Self {
+        let burst = u64::try_from(burst.max(1)).unwrap_or(u64::MAX);
+        Self { interval, whole: interval.saturating_mul(burst) }
+    }
+
+    /// How many tokens a bucket has.
+    pub(crate) fn burst(self) -> u64 {
+        self.whole / self.interval
+    }
+}
+
+/// A bucket, full to begin with.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Bucket {
+    full_at: u64,
+}
+
+impl Bucket {
+    /// How long the next token lets wait. Nothing is taken.
+    pub(crate) fn wait(self, rate: Rate, now: u64) -> u64 {
+        let after = self.full_at.max(now).saturating_add(rate.interval);
+        after.saturating_sub(now.saturating_add(rate.whole))
+    }
+
+    /// Takes the next token, also one that has to be waited for.
+    pub(crate) fn take(&mut self, rate: Rate, now: u64) {
+        self.take_many(rate, 1, now);
+    }
+
+    /// Takes so many at once.
+    pub(crate) fn take_many(&mut self, rate: Rate, count: u64, now: u64) {
+        if count > 0 {
+            self.full_at = self.full_at.max(now).saturating_add(rate.interval.saturating_mul(count));
+        }
+    }
+
+    /// How many tokens there are.
+    pub(crate) fn left(self, rate: Rate, now: u64) -> u64 {
+        rate.whole.saturating_sub(self.full_at.saturating_sub(now)) / rate.interval
+    }
+
+    /// How many tokens are out.
+    pub(crate) fn taken(self, rate: Rate, now: u64) -> u64 {
+        self.full_at.saturating_sub(now).div_ceil(rate.interval)
+    }
+
+    /// Whether there is nothing to remember.
+    pub(crate) fn is_full(self, now: u64) -> bool {
+        self.full_at <= now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_burst_then_the_rate() {
+        let (rate, mut bucket, now) = (Rate::per_second(10, 5), Bucket::default(), 1000 * SECOND);
+        for n in 0..5 {
+            assert_eq!(
+                (bucket.wait(rate, now), bucket.taken(rate, now), bucket.left(rate, now)),
+                (0, n, 5 - n)
+            );
+            bucket.take(rate, now);
+        }
+        assert_eq!(bucket.wait(rate, now), SECOND / 10);
+        // Who queues waits a tenth of a second longer each.
+        bucket.take(rate, now);
+        assert_eq!(bucket.wait(rate, now), SECOND / 5);
+        assert_eq!(bucket.wait(rate, now + SECOND / 5), 0);
+        assert!(!bucket.is_full(now + SECOND / 2) && bucket.is_full(now + SECOND));
+    }
+
+    #[test]
+    fn the_longest_times_and_the_smallest_rates_do_not_overflow() {
+        let rate = Rate::within(1, Duration::MAX);
+        let mut bucket = Bucket::default();
+        bucket.take(rate, 5);
+        assert!(bucket.wait(rate, 5) > 0 || rate.burst() == 1);
+        assert_eq!(Rate::per_second(0, 0).burst(), 1);
+    }
+}
