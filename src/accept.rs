@@ -204,7 +204,7 @@ fn failed(gateway: &Gateway, arrival: &Arrival, id: &str) {
     if let Some(block) = arrival.failed(&gateway.live().config.addresses) {
         gateway.counters.door().block();
         let (address, seconds) = (arrival.address(), block.as_secs());
-        let sample = || Sample::new(id, &address, "-");
+        let sample = || Sample::new(id, address, "-");
         if gateway.folds.may_say(&gateway.counters, Kind::Blocked, "blocked", sample) {
             info!(connection = %id, %address, seconds, "address blocked: too many failures, and no proven session from there");
         }
