@@ -1,8 +1,8 @@
 //! One counter for each verdict, connection and session. Labels come from enums, so there are as many as there are and
 //! no peer can make more.
 //!
-//! A new counter is a field of [`Counters`] (an `AtomicU64`, a [`PerLabel`] or a [`Histogram`]), a method that counts, and
-//! a line in [`Counters::collect`], which names it. Those of a part of its own stand in a file of their own, as those of
+//! A new counter is a field of [`Counters`] (an `AtomicU64`, a `PerLabel` or a `Histogram`), a method that counts, and
+//! a line in `Counters::collect`, which names it. Those of a part of its own stand in a file of their own, as those of
 //! the store do.
 
 mod door;

@@ -198,3 +198,74 @@ pub(super) async fn run(gateway: Arc<Gateway>, stop: CancellationToken) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    const WALL: OffsetDateTime = datetime!(2027-03-01 12:00 UTC);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn event(device: Option<&DeviceId>, kind: EventKind) -> Event<'_> {
+        Event { kind, device, reason: "", peer: "192.0.2.7:1".to_owned(), detail: "x".repeat(MOST_WORDS + 1) }
+    }
+
+    fn name() -> Arc<str> {
+        "g1".into()
+    }
+
+    #[test]
+    fn a_flood_is_a_row_at_once_and_then_rows_that_come_ever_more_seldom() {
+        let (events, device) = (Events::default(), DeviceId::new("a").unwrap());
+        let (mut rows, mut told) = (Vec::new(), 0);
+        for second in 0..4 * 3600 {
+            let (now, wall) = (SECOND * second, WALL + SECOND * second);
+            let row = events.note(&name(), event(Some(&device), EventKind::Forbidden), now, wall);
+            for row in row.into_iter().chain(events.due(&name(), now, false)) {
+                told += row.count;
+                assert_eq!(row.detail.len(), MOST_WORDS);
+                rows.push(second);
+            }
+        }
+        assert_eq!(rows, [0, 60, 180, 420, 900, 1860, 3780, 7380, 10_980]);
+        told += events.due(&name(), Duration::MAX / 2, true).iter().map(|row| row.count).sum::<u64>();
+        assert_eq!(told, 4 * 3600, "each is counted in one row");
+    }
+
+    #[test]
+    fn what_is_quiet_is_forgotten_and_the_next_one_is_a_first_again() {
+        let events = Events::default();
+        let strike = |now| events.note(&name(), event(None, EventKind::Strikes), now, WALL);
+        assert!(strike(SECOND).is_some());
+        assert!(events.due(&name(), 61 * SECOND, false).is_empty());
+        assert!(events.lock().groups.is_empty());
+        assert!(strike(62 * SECOND).is_some());
+    }
+
+    #[test]
+    fn many_devices_cost_a_bounded_number_of_rows_and_no_event_is_lost() {
+        let events = Events::default();
+        let devices: Vec<DeviceId> = (0..2000).map(|n| DeviceId::new(&format!("d{n}")).unwrap()).collect();
+        let (mut rows, mut told) = (0, 0);
+        for minute in 0..60 {
+            let now = SECOND * 60 * minute;
+            let mut written = Vec::new();
+            for device in &devices {
+                written.extend(events.note(&name(), event(Some(device), EventKind::Replayed), now, WALL));
+            }
+            written.extend(events.due(&name(), now, false));
+            rows += written.len();
+            told += written.iter().map(|row| row.count).sum::<u64>();
+            assert!(events.lock().groups.len() <= MOST + EventKind::ALL.len());
+        }
+        assert!((200..=200 + 60 * 10).contains(&rows), "{rows}");
+        // Another kind has rows of its own.
+        assert!(events.note(&name(), event(None, EventKind::PossibleClone), SECOND, WALL).is_some());
+        let left = events.due(&name(), Duration::MAX / 2, true);
+        assert!(left.iter().any(|row| row.device.is_none() && row.detail == OTHERS));
+        told += left.iter().map(|row| row.count).sum::<u64>();
+        assert_eq!(told, 2000 * 60, "each is counted in one row");
+    }
+}

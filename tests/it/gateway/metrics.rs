@@ -11,7 +11,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::device::{Device, TLS13, dial, refused, tls};
-use crate::support::house::{House, eventually, within};
+use crate::support::house::{House, authorities, certify, eventually, within};
 use crate::support::http::{Got, get};
 
 /// A line of the text format: name, labels, value.
@@ -133,6 +133,10 @@ async fn what_happens_is_counted_once_where_it_belongs() {
     // No certificate: the refusal comes with the first read.
     let mut bare = dial(&house, Arc::new(tls(&house, None, TLS13))).await.unwrap();
     let _ = within("the alert", bare.read_u8()).await;
+    let (_, elsewhere) = authorities("Another issuing CA");
+    let foreign = certify(&elsewhere, "press-7", |_| {});
+    let mut foreign = dial(&house, Arc::new(tls(&house, Some(&foreign), TLS13))).await.unwrap();
+    let _ = within("the alert", foreign.read_u8()).await;
 
     let got = get(admin, "/metrics").await;
     assert_eq!(got.value("doorward_sessions", "proven"), 1.0 + 1.0, "both states have 'proven' in them");
@@ -145,11 +149,12 @@ async fn what_happens_is_counted_once_where_it_belongs() {
     assert_eq!(got.value("doorward_events_total", "kind=\"bad_envelope\""), 1.0);
     assert_eq!(got.value("doorward_upgrades_refused_total", "problem=\"certificate-unknown\""), 1.0);
     assert_eq!(got.value("doorward_tls_refused_total", "reason=\"no_certificate\""), 1.0);
+    assert_eq!(got.value("doorward_tls_refused_total", "reason=\"unknown_ca\""), 1.0);
     assert_eq!(got.value("doorward_store_messages_total", "fate=\"stored\""), 3.0);
     assert_eq!(got.value("doorward_store_ack_seconds_count", ""), 3.0);
     assert!(got.value("doorward_store_commit_seconds_count", "") >= 1.0);
     assert_eq!(got.value("doorward_registry_up", ""), 1.0);
-    assert_eq!(got.value("doorward_connections_total", ""), 4.0);
+    assert_eq!(got.value("doorward_connections_total", ""), 5.0);
 
     drop((device, unproven));
     eventually("both are closed", async || {
