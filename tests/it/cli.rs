@@ -21,6 +21,7 @@ mod message;
 mod modes;
 mod passphrase;
 mod pki;
+mod policy;
 mod profiles;
 mod receipt;
 mod refusals;
