@@ -6,6 +6,7 @@ mod certificates;
 mod crl;
 mod limits;
 mod live;
+mod quarantine;
 mod show;
 mod span;
 mod tls;
@@ -25,6 +26,7 @@ pub use certificates::CertificatesSection;
 pub use crl::{CrlSection, served_as};
 pub use limits::LimitsSection;
 pub use live::{Taken, take};
+pub use quarantine::{QuarantineMode, QuarantineSection};
 pub use show::{Setting, Source, settings};
 pub use span::Span;
 
@@ -89,6 +91,8 @@ pub struct Config {
     pub crl: CrlSection,
     /// Bounds on connections and sessions.
     pub limits: LimitsSection,
+    /// Devices that are suspended by themselves.
+    pub quarantine: QuarantineSection,
     /// Times of a session.
     pub session: SessionSection,
     /// What is kept of messages.
@@ -251,6 +255,7 @@ impl Config {
             return no("gateway.name", format!("{name:?}"), "a name of 1 to 64 characters is needed");
         }
         self.limits.check()?;
+        self.quarantine.check()?;
         check_spans(&[
             ("session.heartbeat", self.session.heartbeat, 1, 3600, "it must be 1s to 1h"),
             // Four times what the registry may take to answer: an honest message must not grow stale in a queue.
@@ -379,6 +384,9 @@ mod tests {
                 "[tls]\ncrls = [\"a.crl\", \"./a.crl\"]",
                 "line 2: tls.crls is \"./a.crl\": this file is named already",
             ),
+            ("[quarantine]\nmode = \"yes\"", "unknown variant `yes`"),
+            ("[quarantine]\nwindow = \"2d\"", "line 2: quarantine.window is 2days: it must be 1s to 1d"),
+            ("[quarantine]\n\nfor = \"400d\"", "line 3: quarantine.for"),
             ("[crl]\nlisten = \"here\"", "socket address"),
             ("[crl]\nfiles = [\"a/x.crl\", \"b/x.crl\"]", "line 2: crl.files"),
             ("[crl]\nfiles = [\"a/..\"]", "a file's name"),

@@ -84,7 +84,8 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, permit: Owned
             closing_handshake(ws, Some(frame(close))).await;
         }
         Ok(challenge) => {
-            let session = Session::open(grant, Arc::clone(&live.settings), challenge, now);
+            let mut session = Session::open(grant, Arc::clone(&live.settings), challenge, now);
+            handle.spent.tell(&mut session, now);
             gateway.counters.opened();
             debug!(connection = %handle.id, device = %handle.device, %peer, "session opened");
             let mut connection = Connection {
@@ -236,7 +237,7 @@ impl Connection {
     /// Signs a message of its subscriptions if there is room for it, else it waits in the mailbox: a burst does not make a
     /// slow reader of one that reads.
     fn deliver(&mut self, now: Moment) -> bool {
-        if self.outgoing_bytes > self.live.config.limits.outgoing_bytes / 2 {
+        if self.outgoing_bytes > self.session.limits().outgoing_bytes / 2 {
             return false;
         }
         let message = self.handle.mailbox.next_delivery();
@@ -248,6 +249,7 @@ impl Connection {
         let received = self.ws.get_ref().get_ref().0.received();
         if std::mem::replace(&mut self.received, received) != received {
             self.session.heard(now);
+            self.handle.spent.note(&self.session, now);
             self.handle.heard_ms.store(now.wall.as_millis(), Ordering::Relaxed);
         }
     }
@@ -278,6 +280,8 @@ impl Connection {
                         Verdict::Refused(refusal) => {
                             self.gateway.counters.rejected(refusal);
                             debug!(connection = %self.handle.id, device = %self.handle.device, error = refusal.as_str(), "message refused");
+                            let (section, proven) = (&self.live.config.quarantine, self.session.is_proven());
+                            self.gateway.offended(section, &self.handle, self.peer, proven, refusal);
                         }
                         Verdict::Ignored => self.gateway.counters.ignored(),
                     }
@@ -301,7 +305,7 @@ impl Connection {
                 Output::Send(text) => {
                     self.outgoing_bytes += text.len();
                     self.outgoing.push_back(Message::text(text));
-                    if self.outgoing_bytes > self.live.config.limits.outgoing_bytes {
+                    if self.outgoing_bytes > self.session.limits().outgoing_bytes {
                         return Some(Ended::Ours(Close::SlowReader));
                     }
                 }
@@ -327,7 +331,11 @@ impl Connection {
 
     fn proven(&mut self) {
         let _ = self.handle.proven_at.set(clock::utc());
-        match self.gateway.sessions.prove(&self.handle, clock::now().monotonic) {
+        let now = clock::now();
+        // The session that ends by this one has used some meanwhile.
+        self.handle.spent.tell(&mut self.session, now);
+        self.handle.spent.proven(self.peer.ip());
+        match self.gateway.sessions.prove(&self.handle, now.monotonic) {
             // A newer connection took its place before it was proven; its ending is in the mailbox.
             Proof::Late => return,
             Proof::Taken => {}
@@ -421,6 +429,7 @@ impl Connection {
         for filter in self.session.subscriptions() {
             self.gateway.routes.remove(filter, &self.handle);
         }
+        self.handle.spent.note(&self.session, clock::now());
         if self.gateway.sessions.leave(&self.handle) {
             self.gateway.sink.release(&self.handle);
         }

@@ -7,6 +7,7 @@ mod follow;
 mod live;
 pub(crate) mod mailbox;
 mod own;
+pub(crate) mod quarantine;
 mod reading;
 mod records;
 mod reload;
@@ -57,6 +58,7 @@ use credentials::ShownCredentials;
 use follow::Follower;
 use mailbox::Ending;
 use own::Upcoming;
+use quarantine::Quarantines;
 use reading::Reading;
 use reload::LookedAt;
 use sessions::{Handle, Sessions};
@@ -109,6 +111,7 @@ pub struct Gateway {
     pub(crate) sink: Arc<Sink>,
     pub(crate) counters: Counters,
     pub(crate) shown: ShownCredentials,
+    quarantines: Quarantines,
     pub(crate) renewals: Renewing,
     /// Room for connections, and turns to compute a handshake.
     pub(crate) connections: Arc<Semaphore>,
@@ -173,11 +176,12 @@ impl Gateway {
             sight: Arc::new(Sight::new(config.registry.max_staleness.0)),
             registry,
             granter: Granter::new(Arc::new(master.into()), live.own()),
-            sessions: Sessions::default(),
+            sessions: Sessions::new(config.limits.connections),
             routes: Arc::new(Routes::default()),
             sink,
             counters: Counters::default(),
             shown: ShownCredentials::default(),
+            quarantines: Quarantines::default(),
             renewals: Renewing::default(),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             handshakes: Semaphore::new(config.limits.handshakes),
@@ -331,6 +335,7 @@ pub async fn serve(
     parts.spawn(ends(upkeep::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(renewals::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(credentials::run(Arc::clone(&gateway), stop.clone())));
+    parts.spawn(ends(quarantine::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(custody::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(witness::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(watch::run(Arc::clone(&gateway), stop.clone())));

@@ -1,6 +1,8 @@
 //! One counter for each verdict, connection and session. Labels come from enums, so there are as many as there are and
 //! no peer can make more.
 
+pub(crate) mod quarantine;
+
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,6 +11,8 @@ use doorward_proto::close::Close;
 use doorward_proto::verdict::Refusal;
 
 use crate::identity::Problem;
+
+pub use quarantine::QuarantineTotals;
 
 /// What has happened since the start.
 #[derive(Debug, Default)]

@@ -30,7 +30,7 @@ use crate::channel::Filter;
 use crate::close::Close;
 use crate::downlink::{Ack, Bye, LimitsChange, Message, Signed};
 use crate::ids::{DeviceId, KeyVersion};
-use crate::limits::Bucket;
+use crate::limits::{Limits, Usage};
 use crate::time::{Moment, NumericDate};
 use crate::verdict::{Refusal, Verdict};
 
@@ -61,9 +61,7 @@ pub struct Session {
     asked: Option<(NumericDate, Option<NumericDate>)>,
     last_received: u64,
     last_sent: u64,
-    bucket: Bucket,
-    /// When the strikes of the last window were earned; never longer than the limit.
-    strikes: Vec<Duration>,
+    usage: Usage,
     /// With the `seq` of the subscribe that made each.
     subscriptions: BTreeMap<Filter, u64>,
     settled: Vec<u64>,
@@ -81,7 +79,7 @@ impl Session {
         use base64::Engine as _;
         let sid = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(challenge);
         let mut session = Self {
-            bucket: Bucket::new(grant.limits.rate),
+            usage: Usage::new(&grant.limits),
             grant,
             settings,
             sid: sid.into(),
@@ -95,7 +93,6 @@ impl Session {
             asked: None,
             last_received: 0,
             last_sent: 0,
-            strikes: Vec::new(),
             subscriptions: BTreeMap::new(),
             settled: Vec::new(),
             undecided: 0,
@@ -125,6 +122,23 @@ impl Session {
     #[must_use]
     pub fn closing(&self) -> Option<Close> {
         self.closing
+    }
+
+    /// What it may cost.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.grant.limits
+    }
+
+    /// What the device has used of its limits, in this session and in those that it has taken in.
+    #[must_use]
+    pub fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    /// Takes in what the device has used in other sessions: before the first frame, or when one of them ends by this one.
+    pub fn take_in(&mut self, usage: &Usage, now: Moment) {
+        self.usage.join(usage, now.monotonic);
     }
 
     /// How many publishes wait for their fate.

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     /// Asked for whenever it is needed, so that another value counts from then on.
-    const ASKED: [&str; 25] = [
+    const ASKED: [&str; 36] = [
         "certificates.grace",
         "certificates.lifetime",
         "certificates.renew_after_expiry",
@@ -79,6 +79,10 @@ mod tests {
         "gateway.drain",
         "gateway.origins",
         "gateway.url",
+        "limits.bytes_burst",
+        "limits.bytes_per_second",
+        "limits.connects_burst",
+        "limits.connects_per_minute",
         "limits.handshake_timeout",
         "limits.message_bytes",
         "limits.outgoing_bytes",
@@ -89,6 +93,13 @@ mod tests {
         "limits.subscriptions",
         "limits.undecided",
         "messages.keep",
+        "quarantine.for",
+        "quarantine.forbidden",
+        "quarantine.forged",
+        "quarantine.mode",
+        "quarantine.replayed",
+        "quarantine.unproven",
+        "quarantine.window",
         "session.heartbeat",
         "session.max_skew",
         "session.proof_within",

@@ -123,6 +123,7 @@ impl Serving {
                 max_skew: Duration::from_secs(60),
                 heartbeat: setup.heartbeat,
                 rate: setup.rate,
+                ..Limits::default()
             },
             certificate_expires: NumericDate::from_seconds(4_000_000_000),
             grace_ends: None,

@@ -117,8 +117,6 @@ fn changed<T: PartialEq>(was: T, is: T) -> Option<T> {
 pub struct Settings {
     /// The gateway's name.
     pub gateway: Arc<str>,
-    /// This many strikes within the window end a session.
-    pub max_strikes: usize,
     /// How long a strike counts.
     pub strike_window: Duration,
     /// How long a session may stay unproven.
@@ -133,7 +131,6 @@ impl Settings {
     pub fn new(gateway: Arc<str>) -> Self {
         Self {
             gateway,
-            max_strikes: 5,
             strike_window: Duration::from_secs(60),
             proof_within: Duration::from_secs(30),
             max_subscriptions: 32,

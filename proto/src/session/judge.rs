@@ -59,7 +59,7 @@ impl Session {
         self.confirm_key(version);
         self.hand_out_key(now);
         self.ask_to_renew(now);
-        self.act(&fresh, now)
+        self.act(&fresh, frame.len(), now)
     }
 
     /// JSON, parties, session, time, sequence.
@@ -109,16 +109,13 @@ impl Session {
         Ok(Fresh { members, seq })
     }
 
-    /// Rate, the operation's members, policy; then the operation.
-    fn act(&mut self, fresh: &Fresh<'_>, now: Moment) -> Result<(), No> {
+    /// Rates, the operation's members, policy; then the operation.
+    fn act(&mut self, fresh: &Fresh<'_>, bytes: usize, now: Moment) -> Result<(), No> {
         let seq = fresh.seq;
         let no = |refusal, detail: &str| Err(No::new(Some(seq), refusal, detail));
-        if let Err(wait) = self.bucket.take(now.monotonic) {
-            let retry_after = Some(wait.as_secs() + 1);
-            return Err(No {
-                retry_after,
-                ..No::new(Some(seq), Refusal::RateLimited, "over the device's rate")
-            });
+        if let Err(over) = self.usage.message(bytes, now.monotonic) {
+            let retry_after = Some(over.wait.as_secs() + 1);
+            return Err(No { retry_after, ..No::new(Some(seq), Refusal::RateLimited, over.what) });
         }
         let operation =
             fresh.members.operation().map_err(|why| No::new(Some(seq), Refusal::BadMessage, why))?;
@@ -165,10 +162,8 @@ impl Session {
         let error = refusal.as_str().to_owned();
         self.say("reject", &Reject { reference, error, detail, retry_after }, now);
         if refusal.is_strike() {
-            let window = self.settings.strike_window;
-            self.strikes.retain(|at| now.monotonic.saturating_sub(*at) < window);
-            self.strikes.push(now.monotonic);
-            if self.strikes.len() >= self.settings.max_strikes {
+            let (most, window) = (self.grant.limits.strikes, self.settings.strike_window);
+            if self.usage.strike(most, window, now.monotonic) {
                 self.end(Close::Strikes, None, now);
             }
         }

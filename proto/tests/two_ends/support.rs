@@ -53,6 +53,7 @@ pub(crate) fn grant() -> Grant {
             max_skew: Duration::from_secs(60),
             heartbeat: Duration::from_secs(30),
             rate: Rate { per_second: 100, burst: 100 },
+            ..Limits::default()
         },
         certificate_expires: at(1e9).wall,
         grace_ends: None,

@@ -3,7 +3,7 @@
 use doorward_proto::ids::FleetId;
 
 use super::super::shared::{Phase, count, fleet_id};
-use super::super::{Acted, Done, Fleet, RegistryError, Result};
+use super::super::{Acted, ChangeText, Done, Fleet, RegistryError, Result};
 use super::{Postgres, audit, error, feed, rows};
 
 pub(super) async fn add(registry: &Postgres, phase: &Phase, id: &FleetId, policy: &str) -> Result<()> {
@@ -68,7 +68,7 @@ pub(super) async fn set(
     phase: &Phase,
     id: &FleetId,
     part: Part,
-    text: &str,
+    change: &ChangeText<'_>,
 ) -> Result<Acted> {
     let (read, write) = match part {
         Part::Policy => (
@@ -87,22 +87,22 @@ pub(super) async fn set(
         .fetch_optional(&mut *transaction)
         .await
         .map_err(error::read)?;
-    let done = match before {
-        None => return Err(RegistryError::NotFound { kind: "fleet", id: id.to_string() }),
-        Some(before) if before == text => {
-            // Said again, so that the receipt is of now.
-            feed::note(&mut transaction, "fleet", id.as_str()).await?;
-            Done::Already
-        }
-        Some(_) => {
-            sqlx::query(write)
-                .bind(id.as_str())
-                .bind(text)
-                .execute(&mut *transaction)
-                .await
-                .map_err(error::read)?;
-            Done::Changed
-        }
+    let Some(before) = before else {
+        return Err(RegistryError::NotFound { kind: "fleet", id: id.to_string() });
+    };
+    let text = change(&before)?;
+    let done = if before == text {
+        // Said again, so that the receipt is of now.
+        feed::note(&mut transaction, "fleet", id.as_str()).await?;
+        Done::Already
+    } else {
+        sqlx::query(write)
+            .bind(id.as_str())
+            .bind(text)
+            .execute(&mut *transaction)
+            .await
+            .map_err(error::read)?;
+        Done::Changed
     };
     let acted = Acted { done, mark: feed::mark(&mut transaction).await?, session: None };
     phase.commit(transaction).await.map_err(error::commit)?;

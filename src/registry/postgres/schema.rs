@@ -9,17 +9,18 @@ use super::{Held, Postgres, SEARCH_PATH, error};
 
 fn migrations() -> Migrator {
     let mut migrator = migrator(&[
-        ("registry", include_str!("../../../migrations/postgres/0001_registry.sql")),
-        ("gateways", include_str!("../../../migrations/postgres/0002_gateways.sql")),
-        ("audit", include_str!("../../../migrations/postgres/0003_audit.sql")),
-        ("roles", include_str!("../../../migrations/postgres/0004_roles.sql")),
-        ("amendments", include_str!("../../../migrations/postgres/0005_amendments.sql")),
-        ("limits", include_str!("../../../migrations/postgres/0006_limits.sql")),
-        ("crl", include_str!("../../../migrations/postgres/0007_crl.sql")),
-        ("rotation", include_str!("../../../migrations/postgres/0008_rotation.sql")),
-        ("renewals", include_str!("../../../migrations/postgres/0009_renewals.sql")),
-        ("rotations", include_str!("../../../migrations/postgres/0010_rotations.sql")),
-        ("custody", include_str!("../../../migrations/postgres/0011_custody.sql")),
+        (1, "registry", include_str!("../../../migrations/postgres/0001_registry.sql")),
+        (2, "gateways", include_str!("../../../migrations/postgres/0002_gateways.sql")),
+        (3, "audit", include_str!("../../../migrations/postgres/0003_audit.sql")),
+        (4, "roles", include_str!("../../../migrations/postgres/0004_roles.sql")),
+        (5, "amendments", include_str!("../../../migrations/postgres/0005_amendments.sql")),
+        (6, "limits", include_str!("../../../migrations/postgres/0006_limits.sql")),
+        (7, "crl", include_str!("../../../migrations/postgres/0007_crl.sql")),
+        (8, "rotation", include_str!("../../../migrations/postgres/0008_rotation.sql")),
+        (9, "renewals", include_str!("../../../migrations/postgres/0009_renewals.sql")),
+        (10, "rotations", include_str!("../../../migrations/postgres/0010_rotations.sql")),
+        (11, "custody", include_str!("../../../migrations/postgres/0011_custody.sql")),
+        (13, "limits", include_str!("../../../migrations/postgres/0013_limits.sql")),
     ]);
     migrator.create_schema("doorward");
     migrator

@@ -9,17 +9,18 @@ use super::{Sqlite, error};
 
 fn migrations() -> Migrator {
     migrator(&[
-        ("registry", include_str!("../../../migrations/sqlite/0001_registry.sql")),
-        ("gateways", include_str!("../../../migrations/sqlite/0002_gateways.sql")),
-        ("audit", include_str!("../../../migrations/sqlite/0003_audit.sql")),
-        ("roles", include_str!("../../../migrations/sqlite/0004_roles.sql")),
-        ("amendments", include_str!("../../../migrations/sqlite/0005_amendments.sql")),
-        ("limits", include_str!("../../../migrations/sqlite/0006_limits.sql")),
-        ("crl", include_str!("../../../migrations/sqlite/0007_crl.sql")),
-        ("rotation", include_str!("../../../migrations/sqlite/0008_rotation.sql")),
-        ("renewals", include_str!("../../../migrations/sqlite/0009_renewals.sql")),
-        ("rotations", include_str!("../../../migrations/sqlite/0010_rotations.sql")),
-        ("custody", include_str!("../../../migrations/sqlite/0011_custody.sql")),
+        (1, "registry", include_str!("../../../migrations/sqlite/0001_registry.sql")),
+        (2, "gateways", include_str!("../../../migrations/sqlite/0002_gateways.sql")),
+        (3, "audit", include_str!("../../../migrations/sqlite/0003_audit.sql")),
+        (4, "roles", include_str!("../../../migrations/sqlite/0004_roles.sql")),
+        (5, "amendments", include_str!("../../../migrations/sqlite/0005_amendments.sql")),
+        (6, "limits", include_str!("../../../migrations/sqlite/0006_limits.sql")),
+        (7, "crl", include_str!("../../../migrations/sqlite/0007_crl.sql")),
+        (8, "rotation", include_str!("../../../migrations/sqlite/0008_rotation.sql")),
+        (9, "renewals", include_str!("../../../migrations/sqlite/0009_renewals.sql")),
+        (10, "rotations", include_str!("../../../migrations/sqlite/0010_rotations.sql")),
+        (11, "custody", include_str!("../../../migrations/sqlite/0011_custody.sql")),
+        (13, "limits", include_str!("../../../migrations/sqlite/0013_limits.sql")),
     ])
 }
 
