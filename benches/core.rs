@@ -87,6 +87,7 @@ impl Pair {
             keyring: keyring.clone(),
             signer: key,
             policy: Arc::new(Policy::parse(DEFAULT)?),
+            schemas: None,
             limits: limits(),
             certificate_expires: NumericDate::from_seconds(NOON + 86_400),
             grace_ends: None,

@@ -187,6 +187,8 @@ pub struct Fleet {
     pub policy: String,
     /// Its limits, as their JSON text.
     pub limits: String,
+    /// Its schemas by channel filter, as their JSON text.
+    pub schemas: String,
     /// How many devices belong to it, by status: active, suspended, revoked.
     pub devices: [u64; 3],
     /// When it was made.
@@ -415,6 +417,9 @@ pub trait Registry:
     async fn set_limits(&self, id: &FleetId, limits: &str) -> Result<Acted> {
         self.change_limits(id, &|_| Ok(limits.to_owned())).await
     }
+
+    /// Changes a fleet's schemas, as [`Registry::change_limits`] does limits.
+    async fn change_schemas(&self, id: &FleetId, change: &ChangeText<'_>) -> Result<Acted>;
 
     /// Adds devices: all of them or none. [`RegistryError::Exists`] names the first that exists.
     async fn add_devices(&self, devices: &[NewDevice]) -> Result<()>;

@@ -104,3 +104,35 @@ END $$;
 REVOKE ALL ON FUNCTION end_quarantine, quarantine, end_quarantines FROM PUBLIC;
 GRANT SELECT ON quarantines TO doorward_gateway, doorward_operator;
 GRANT EXECUTE ON FUNCTION quarantine, end_quarantines TO doorward_gateway;
+
+---- Schemas
+
+-- A JSON object: a channel filter, and the JSON Schema that what is published there must fit.
+ALTER TABLE fleets ADD COLUMN schemas text NOT NULL DEFAULT '{}'
+    CHECK (jsonb_typeof(schemas::jsonb) = 'object') CHECK (octet_length(schemas) <= 32768);
+
+-- As in 0003; schemas, which are long, where they have changed.
+CREATE OR REPLACE FUNCTION stage_fleet() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = doorward, pg_temp AS $$
+DECLARE
+    before text := CASE WHEN TG_OP <> 'INSERT' THEN '{"policy":' || OLD.policy::jsonb::text || ',"limits":' || OLD.limits::jsonb::text END;
+    after text := CASE WHEN TG_OP <> 'DELETE' THEN '{"policy":' || NEW.policy::jsonb::text || ',"limits":' || NEW.limits::jsonb::text END;
+    action text := CASE
+        WHEN TG_OP = 'INSERT' THEN 'fleet.add'
+        WHEN TG_OP = 'DELETE' THEN 'fleet.delete'
+        WHEN NEW.policy <> OLD.policy THEN 'fleet.policy'
+        WHEN NEW.limits <> OLD.limits THEN 'fleet.limits'
+        WHEN NEW.schemas <> OLD.schemas THEN 'fleet.schemas'
+        ELSE 'fleet.update'
+    END;
+BEGIN
+    IF TG_OP = 'UPDATE' AND NEW.schemas IS DISTINCT FROM OLD.schemas THEN
+        before := before || ',"schemas":' || OLD.schemas::jsonb::text;
+        after := after || ',"schemas":' || NEW.schemas::jsonb::text;
+    END IF;
+    INSERT INTO audit_staged (devices, acts)
+        VALUES ('{NULL}', ARRAY[act_json(action, CASE WHEN TG_OP = 'DELETE' THEN OLD.id ELSE NEW.id END, NULL, NULL, before || '}', after || '}')]);
+    RETURN NULL;
+END $$;
+-- A trigger's OLD.* are the columns that there were when it was made.
+DROP TRIGGER stage_update ON fleets;
+CREATE TRIGGER stage_update AFTER UPDATE ON fleets FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION stage_fleet();

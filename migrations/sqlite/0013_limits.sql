@@ -50,3 +50,28 @@ BEGIN DELETE FROM quarantines WHERE device = NEW.id; END;
 -- Foreign keys are off in a shell.
 CREATE TRIGGER devices_delete_quarantine AFTER DELETE ON devices
 BEGIN DELETE FROM quarantines WHERE device = OLD.id; END;
+
+---- Schemas
+
+-- A JSON object: a channel filter, and the JSON Schema that what is published there must fit.
+ALTER TABLE fleets ADD COLUMN schemas TEXT NOT NULL DEFAULT '{}'
+    CHECK (json_valid(schemas) AND json_type(schemas) = 'object' AND octet_length(schemas) <= 32768);
+
+-- As in 0003; schemas, which are long, where they have changed.
+DROP TRIGGER fleets_audit_update;
+CREATE TRIGGER fleets_audit_update AFTER UPDATE ON fleets
+WHEN (NEW.policy, NEW.limits, NEW.created, NEW.schemas) <> (OLD.policy, OLD.limits, OLD.created, OLD.schemas)
+BEGIN
+    INSERT INTO acts VALUES (
+        CASE
+            WHEN NEW.policy <> OLD.policy THEN 'fleet.policy'
+            WHEN NEW.limits <> OLD.limits THEN 'fleet.limits'
+            WHEN NEW.schemas <> OLD.schemas THEN 'fleet.schemas'
+            ELSE 'fleet.update'
+        END, NEW.id, NULL,
+        CASE WHEN NEW.schemas = OLD.schemas THEN json_object('policy', json(OLD.policy), 'limits', json(OLD.limits))
+            ELSE json_object('policy', json(OLD.policy), 'limits', json(OLD.limits), 'schemas', json(OLD.schemas)) END,
+        CASE WHEN NEW.schemas = OLD.schemas THEN json_object('policy', json(NEW.policy), 'limits', json(NEW.limits))
+            ELSE json_object('policy', json(NEW.policy), 'limits', json(NEW.limits), 'schemas', json(NEW.schemas)) END,
+        NULL);
+END;

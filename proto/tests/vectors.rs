@@ -111,6 +111,7 @@ impl Context {
             keyring,
             signer: signer.clone(),
             policy: Arc::new(Policy::parse(&self.policy.to_string()).unwrap()),
+            schemas: None,
             limits,
             certificate_expires: NumericDate::from_seconds(self.now + 3600),
             grace_ends: None,

@@ -1,6 +1,7 @@
 //! `fleet …`: groups of devices that share a policy and limits.
 
 mod limits;
+mod schema;
 
 use std::path::{Path, PathBuf};
 
@@ -51,6 +52,9 @@ pub(super) enum Fleet {
     #[command(after_help = "Example:\n  doorward fleet limits presses --rate 5 --burst 50\n\n\
         'default' gives a limit back to the gateway's configuration.")]
     Limits(limits::Limits),
+    /// What the data of its devices' messages must be like
+    #[command(subcommand)]
+    Schema(schema::Schema),
 }
 
 impl Fleet {
@@ -76,6 +80,7 @@ impl Fleet {
                 receipt::finish(&*registry, &acted, None, wait, &format!("fleet '{id}' {words}"), json).await
             }
             Self::Limits(limits) => limits.run(shared).await,
+            Self::Schema(schema) => schema.run(shared).await,
         }
     }
 }

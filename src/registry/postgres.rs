@@ -267,6 +267,11 @@ impl Registry for Postgres {
         phase.within(OPERATOR_DEADLINE, fleets::set(self, &phase, id, fleets::Part::Limits, change)).await
     }
 
+    async fn change_schemas(&self, id: &FleetId, change: &ChangeText<'_>) -> Result<Acted> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, fleets::set(self, &phase, id, fleets::Part::Schemas, change)).await
+    }
+
     async fn add_devices(&self, devices: &[NewDevice]) -> Result<()> {
         let phase = Phase::default();
         phase.within(OPERATOR_DEADLINE, devices::add(self, &phase, devices)).await

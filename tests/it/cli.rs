@@ -29,6 +29,7 @@ mod renew_cert;
 mod rewrap;
 mod rollover;
 mod rotation;
+mod schema;
 mod secrets;
 
 /// What a command says of its act, apart from where that has taken effect.

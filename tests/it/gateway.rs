@@ -20,6 +20,7 @@ mod rekey;
 mod reload;
 mod renew;
 mod revocation_lists;
+mod schemas;
 mod session;
 mod storage;
 mod subscriptions;

@@ -118,6 +118,7 @@ impl Serving {
             keyring,
             signer: record.key.clone(),
             policy: Arc::new(Policy::parse(POLICY).unwrap()),
+            schemas: None,
             limits: Limits {
                 max_message_bytes: 64 * 1024,
                 max_skew: Duration::from_secs(60),

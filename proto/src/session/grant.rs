@@ -14,6 +14,7 @@ use crate::ids::{DeviceId, FleetId, KeyVersion};
 use crate::key::{KEY_BYTES, Key, Keyring};
 use crate::limits::Limits;
 use crate::policy::Policy;
+use crate::schema::Schemas;
 use crate::time::NumericDate;
 
 /// What the registry says of a device, ready for use.
@@ -29,6 +30,8 @@ pub struct Grant {
     pub signer: Key,
     /// The fleet's policy.
     pub policy: Arc<Policy>,
+    /// What its messages' data must be like, where the fleet says so.
+    pub schemas: Option<Arc<dyn Schemas>>,
     /// The session's limits.
     pub limits: Limits,
     /// When the certificate expires.

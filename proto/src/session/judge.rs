@@ -109,7 +109,7 @@ impl Session {
         Ok(Fresh { members, seq })
     }
 
-    /// Rates, the operation's members, policy; then the operation.
+    /// Rates, the operation's members, policy, schemas; then the operation.
     fn act(&mut self, fresh: &Fresh<'_>, bytes: usize, now: Moment) -> Result<(), No> {
         let seq = fresh.seq;
         let no = |refusal, detail: &str| Err(No::new(Some(seq), refusal, detail));
@@ -131,6 +131,11 @@ impl Session {
                 return no(Refusal::Forbidden, "the policy denies publishing to this channel");
             }
             Operation::Publish { id, channel, data, at } => {
+                if let Some(schemas) = &self.grant.schemas
+                    && let Err(why) = schemas.check(&channel, data.get())
+                {
+                    return no(Refusal::BadMessage, &why);
+                }
                 self.undecided += 1;
                 let publish = Publish {
                     device: self.grant.device.clone(),

@@ -48,6 +48,7 @@ pub(crate) fn grant() -> Grant {
         keyring: keyring(&[1]),
         signer: key(1),
         policy: policy(POLICY),
+        schemas: None,
         limits: Limits {
             max_message_bytes: 4096,
             max_skew: Duration::from_secs(60),

@@ -27,7 +27,7 @@ pub(super) async fn add(registry: &Postgres, phase: &Phase, id: &FleetId, policy
 pub(super) async fn read(registry: &Postgres, id: Option<&FleetId>) -> Result<Vec<Fleet>> {
     let mut connection = registry.operator().await?;
     let found = sqlx::query(
-        "SELECT f.id, f.policy, f.limits, f.created,
+        "SELECT f.id, f.policy, f.limits, f.schemas, f.created,
                 count(*) FILTER (WHERE d.status = 'active') AS active,
                 count(*) FILTER (WHERE d.status = 'suspended') AS suspended,
                 count(*) FILTER (WHERE d.status = 'revoked') AS revoked
@@ -45,6 +45,7 @@ pub(super) async fn read(registry: &Postgres, id: Option<&FleetId>) -> Result<Ve
             id: fleet_id(rows::get(row, "id")?)?,
             policy: rows::get(row, "policy")?,
             limits: rows::get(row, "limits")?,
+            schemas: rows::get(row, "schemas")?,
             devices: [
                 count(rows::get(row, "active")?),
                 count(rows::get(row, "suspended")?),
@@ -61,6 +62,7 @@ pub(super) async fn read(registry: &Postgres, id: Option<&FleetId>) -> Result<Ve
 pub(super) enum Part {
     Policy,
     Limits,
+    Schemas,
 }
 
 pub(super) async fn set(
@@ -78,6 +80,10 @@ pub(super) async fn set(
         Part::Limits => (
             "SELECT limits FROM fleets WHERE id = $1 FOR UPDATE",
             "UPDATE fleets SET limits = $2 WHERE id = $1",
+        ),
+        Part::Schemas => (
+            "SELECT schemas FROM fleets WHERE id = $1 FOR UPDATE",
+            "UPDATE fleets SET schemas = $2 WHERE id = $1",
         ),
     };
     let mut connection = registry.operator().await?;

@@ -25,7 +25,7 @@ pub(super) async fn add(registry: &Sqlite, phase: &Phase, id: &FleetId, policy: 
 pub(super) async fn read(registry: &Sqlite, id: Option<&FleetId>) -> Result<Vec<Fleet>> {
     let mut connection = registry.reader().await?;
     let found = sqlx::query(
-        "SELECT f.id, f.policy, f.limits, f.created,
+        "SELECT f.id, f.policy, f.limits, f.schemas, f.created,
                 count(*) FILTER (WHERE d.status = 'active') AS active,
                 count(*) FILTER (WHERE d.status = 'suspended') AS suspended,
                 count(*) FILTER (WHERE d.status = 'revoked') AS revoked
@@ -42,6 +42,7 @@ pub(super) async fn read(registry: &Sqlite, id: Option<&FleetId>) -> Result<Vec<
             id: fleet_id(rows::get(row, "id")?)?,
             policy: rows::get(row, "policy")?,
             limits: rows::get(row, "limits")?,
+            schemas: rows::get(row, "schemas")?,
             devices: [
                 count(rows::get(row, "active")?),
                 count(rows::get(row, "suspended")?),
@@ -58,6 +59,7 @@ pub(super) async fn read(registry: &Sqlite, id: Option<&FleetId>) -> Result<Vec<
 pub(super) enum Part {
     Policy,
     Limits,
+    Schemas,
 }
 
 pub(super) async fn set(
@@ -73,6 +75,9 @@ pub(super) async fn set(
         }
         Part::Limits => {
             ("SELECT limits FROM fleets WHERE id = ?1", "UPDATE fleets SET limits = ?2 WHERE id = ?1")
+        }
+        Part::Schemas => {
+            ("SELECT schemas FROM fleets WHERE id = ?1", "UPDATE fleets SET schemas = ?2 WHERE id = ?1")
         }
     };
     let mut transaction = audit::begin(registry).await?;

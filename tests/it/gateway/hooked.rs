@@ -239,6 +239,9 @@ impl Registry for Hooked {
     async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Acted> {
         self.asked()?.set_policy(id, policy).await
     }
+    async fn change_schemas(&self, id: &FleetId, change: &ChangeText<'_>) -> Result<Acted> {
+        self.asked()?.change_schemas(id, change).await
+    }
     async fn change_limits(&self, id: &FleetId, change: &ChangeText<'_>) -> Result<Acted> {
         self.asked()?.change_limits(id, change).await
     }
