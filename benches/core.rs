@@ -66,6 +66,9 @@ fn limits() -> Limits {
         max_skew: Duration::from_secs(60),
         heartbeat: Duration::from_secs(30),
         rate: Rate { per_second: 1_000_000, burst: 1_000_000 },
+        bytes: Rate { per_second: 1 << 30, burst: 1 << 30 },
+        strikes: usize::MAX,
+        ..Limits::default()
     }
 }
 
@@ -84,6 +87,7 @@ impl Pair {
             keyring: keyring.clone(),
             signer: key,
             policy: Arc::new(Policy::parse(DEFAULT)?),
+            schemas: None,
             limits: limits(),
             certificate_expires: NumericDate::from_seconds(NOON + 86_400),
             grace_ends: None,
@@ -92,7 +96,7 @@ impl Pair {
             late: false,
             pending: None,
         };
-        let settings = Arc::new(Settings { max_strikes: usize::MAX, ..Settings::new("bench".into()) });
+        let settings = Arc::new(Settings::new("bench".into()));
         let session = Session::open(grant, settings, [9; 16], now());
         let link =
             Link::new(device()?, keyring, Bounds { outbox: WINDOW, window: WINDOW, ..Bounds::default() });

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use doorward_pki::identity::{Fingerprint, Leaf, display_subject};
 use doorward_proto::ids::DeviceId;
+use doorward_proto::limits::{Connects, Limits};
 use doorward_proto::session::Grant;
 use doorward_proto::time::NumericDate;
 use rustls::pki_types::CertificateDer;
@@ -358,6 +359,7 @@ async fn admit_request<'a>(
 
     let mut wanted = None;
     let mut request = Some(request);
+    let mut counted = false;
     for _ in 0..MAX_LOOK_UPS {
         if let Some(watch) = &watch {
             watch.reset();
@@ -389,6 +391,14 @@ async fn admit_request<'a>(
             }
         };
         throttle(gateway, &record.device)?;
+        // Once, however often the record is asked for.
+        if !std::mem::replace(&mut counted, true) {
+            let now = clock::now().monotonic;
+            watch
+                .spent()
+                .connect(peer.ip(), grant.limits.connects, now)
+                .map_err(|wait| too_often(wait, grant.limits))?;
+        }
         let handle = Handle {
             key,
             certificate_ends: leaf_ends,
@@ -396,6 +406,7 @@ async fn admit_request<'a>(
             origin,
             supersedes: record.certificate.supersedes,
             heard_ms: AtomicI64::new(now.as_millis()),
+            spent: Arc::clone(watch.spent()),
             ..Handle::new(Arc::clone(id), record.device, record.fleet, peer, fingerprint)
         };
         let handle = Arc::new(handle);
@@ -435,6 +446,13 @@ fn throttle(gateway: &Gateway, device: &DeviceId) -> Result<(), Denied> {
     let detail =
         "this device has been taken over again and again, as if there were two of it; try again later";
     Err(Denied { retry_after: Some(wait.as_secs() + 1), ..Denied::new(Problem::TooMany, detail) })
+}
+
+fn too_often(wait: Duration, limits: Limits) -> Denied {
+    let Connects { per_minute, burst } = limits.connects;
+    let detail =
+        format!("this device has connected more than {burst} times at once and {per_minute} times a minute");
+    Denied { retry_after: Some(wait.as_secs() + 1), ..Denied::new(Problem::TooMany, detail) }
 }
 
 async fn refuse(gateway: &Gateway, refused: Refused, peer: SocketAddr, id: &str) {

@@ -26,6 +26,7 @@ mod log;
 mod message;
 mod output;
 mod pki;
+mod policy;
 mod receipt;
 mod renew_cert;
 mod rewrap;
@@ -92,6 +93,9 @@ enum Command {
     /// Groups of devices that share a policy
     #[command(subcommand)]
     Fleet(fleet::Fleet),
+    /// What a device may do
+    #[command(subcommand)]
+    Policy(policy::Policy),
     /// Devices and their credentials
     #[command(subcommand)]
     Device(Box<device::Device>),
@@ -153,6 +157,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Gateway(gateway) => gateway.run(&shared).await,
         Command::Issuer(issuer) => issuer.run(&shared).await,
         Command::Fleet(fleet) => fleet.run(&shared).await,
+        Command::Policy(policy) => policy.run(&shared).await,
         Command::Device(device) => device.run(&shared).await,
         Command::Cert(cert) => cert.run(&shared).await,
         Command::Pki(pki) => pki.run(&shared).await,

@@ -10,6 +10,7 @@ mod limits;
 mod live;
 mod memory;
 mod network;
+mod quarantine;
 mod show;
 mod span;
 mod tls;
@@ -33,6 +34,7 @@ pub use limits::LimitsSection;
 pub use live::{Taken, take};
 pub use memory::Memory;
 pub use network::Network;
+pub use quarantine::{QuarantineMode, QuarantineSection};
 pub use show::{Setting, Source, costs, settings};
 pub use span::Span;
 
@@ -101,6 +103,8 @@ pub struct Config {
     pub addresses: AddressesSection,
     /// Bounds on connections and sessions.
     pub limits: LimitsSection,
+    /// Devices that are suspended by themselves.
+    pub quarantine: QuarantineSection,
     /// Times of a session.
     pub session: SessionSection,
     /// What is kept of messages.
@@ -267,6 +271,7 @@ impl Config {
         }
         self.addresses.check()?;
         self.limits.check()?;
+        self.quarantine.check()?;
         check_spans(&[
             ("session.heartbeat", self.session.heartbeat, 1, 3600, "it must be 1s to 1h"),
             // Four times what the registry may take to answer: an honest message must not grow stale in a queue.
@@ -398,6 +403,9 @@ mod tests {
                 "[tls]\ncrls = [\"a.crl\", \"./a.crl\"]",
                 "line 2: tls.crls is \"./a.crl\": this file is named already",
             ),
+            ("[quarantine]\nmode = \"yes\"", "unknown variant `yes`"),
+            ("[quarantine]\nwindow = \"2d\"", "line 2: quarantine.window is 2days: it must be 1s to 1d"),
+            ("[quarantine]\n\nfor = \"400d\"", "line 3: quarantine.for"),
             ("[crl]\nlisten = \"here\"", "socket address"),
             ("[crl]\nfiles = [\"a/x.crl\", \"b/x.crl\"]", "line 2: crl.files"),
             ("[crl]\nfiles = [\"a/..\"]", "a file's name"),

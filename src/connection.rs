@@ -6,6 +6,7 @@
 mod closing;
 mod frames;
 mod live;
+mod notes;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -31,7 +32,6 @@ use crate::bucket::Rate;
 use crate::clock;
 use crate::entropy;
 use crate::fold::{Kind, Sample};
-use crate::gateway::events::Event;
 use crate::gateway::mailbox::{Ending, Outcome, Renewed};
 use crate::gateway::sessions::{Handle, Proof};
 use crate::gateway::{Gateway, Live};
@@ -92,7 +92,8 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, pass: Pass) {
             closing_handshake(ws, Some(frame(&Ended::Ours(close), close))).await;
         }
         Ok(challenge) => {
-            let session = Session::open(grant, Arc::clone(&live.settings), challenge, now);
+            let mut session = Session::open(grant, Arc::clone(&live.settings), challenge, now);
+            handle.spent.tell(&mut session, now);
             gateway.counters.opened();
             debug!(connection = %handle.id, device = %handle.device, %peer, "session opened");
             let mut connection = Connection {
@@ -252,7 +253,7 @@ impl Connection {
     /// Signs a message of its subscriptions if there is room for it, else it waits in the mailbox: a burst does not make a
     /// slow reader of one that reads.
     fn deliver(&mut self, now: Moment) -> bool {
-        if self.outgoing_bytes > self.live.config.limits.outgoing_bytes / 2 {
+        if self.outgoing_bytes > self.session.limits().outgoing_bytes / 2 {
             return false;
         }
         let message = self.handle.mailbox.next_delivery();
@@ -264,6 +265,7 @@ impl Connection {
         let received = self.ws.get_ref().received();
         if std::mem::replace(&mut self.received, received) != received {
             self.session.heard(now);
+            self.handle.spent.note(&self.session, now);
             self.handle.heard_ms.store(now.wall.as_millis(), Ordering::Relaxed);
         }
     }
@@ -298,6 +300,8 @@ impl Connection {
                             if let Some(kind) = EventKind::of(refusal) {
                                 self.note(kind, "a message was refused");
                             }
+                            let (section, proven) = (&self.live.config.quarantine, self.session.is_proven());
+                            self.gateway.offended(section, &self.handle, self.peer, proven, refusal);
                         }
                         Verdict::Ignored => self.gateway.counters.ignored(),
                     }
@@ -321,7 +325,7 @@ impl Connection {
                 Output::Send(text) => {
                     self.outgoing_bytes += text.len();
                     self.outgoing.push_back(Message::text(text));
-                    if self.outgoing_bytes > self.live.config.limits.outgoing_bytes {
+                    if self.outgoing_bytes > self.session.limits().outgoing_bytes {
                         return Some(Ended::Ours(Close::SlowReader));
                     }
                 }
@@ -347,7 +351,11 @@ impl Connection {
 
     fn proven(&mut self) {
         let _ = self.handle.proven_at.set(clock::utc());
-        match self.gateway.sessions.prove(&self.handle, clock::now().monotonic) {
+        let now = clock::now();
+        // The session that ends by this one has used some meanwhile.
+        self.handle.spent.tell(&mut self.session, now);
+        self.handle.spent.proven(self.peer.ip());
+        match self.gateway.sessions.prove(&self.handle, now.monotonic) {
             // A newer connection took its place before it was proven; its ending is in the mailbox.
             Proof::Late => return,
             Proof::Taken => {}
@@ -364,21 +372,6 @@ impl Connection {
             self.gateway.shown.put(&self.handle.device, Shown::Certificate(self.handle.certificate));
         }
         self.gateway.sink.claim(self.handle.claim(&self.gateway.name));
-    }
-
-    fn may_say(&self, kind: Kind, reason: &'static str) -> bool {
-        let sample = || Sample::new(&self.handle.id, self.peer, self.handle.device.as_str());
-        self.gateway.folds.may_say(&self.gateway.counters, kind, reason, sample)
-    }
-
-    fn note(&self, kind: EventKind, detail: &str) {
-        self.gateway.note(Event {
-            kind,
-            device: Some(&self.handle.device),
-            reason: "",
-            peer: self.peer.to_string(),
-            detail: format!("{detail}; session {}", self.handle.id),
-        });
     }
 
     /// Tries the held publish again, or gives it up when its time is over.
@@ -448,6 +441,7 @@ impl Connection {
         for filter in self.session.subscriptions() {
             self.gateway.routes.remove(filter, &self.handle);
         }
+        self.handle.spent.note(&self.session, clock::now());
         if self.gateway.sessions.leave(&self.handle) {
             self.gateway.sink.release(&self.handle);
         }

@@ -9,6 +9,7 @@ mod live;
 pub(crate) mod mailbox;
 mod measures;
 mod own;
+pub(crate) mod quarantine;
 pub(crate) mod readiness;
 mod reading;
 mod records;
@@ -64,6 +65,7 @@ use events::{Event, Events};
 use follow::Follower;
 use mailbox::Ending;
 use own::Upcoming;
+use quarantine::Quarantines;
 use reading::Reading;
 use reload::LookedAt;
 use sessions::{Handle, Sessions};
@@ -119,6 +121,7 @@ pub struct Gateway {
     pub(crate) folds: Folds,
     events: Events,
     pub(crate) shown: ShownCredentials,
+    quarantines: Quarantines,
     pub(crate) renewals: Renewing,
     /// What each address may still do before anybody behind it is known.
     pub(crate) addresses: Arc<Addresses>,
@@ -185,13 +188,14 @@ impl Gateway {
             sight: Arc::new(Sight::new(config.registry.max_staleness.0)),
             registry,
             granter: Granter::new(Arc::new(master.into()), live.own()),
-            sessions: Sessions::default(),
+            sessions: Sessions::new(config.limits.connections),
             routes: Arc::new(Routes::default()),
             sink,
             counters: Counters::default(),
             folds: Folds::default(),
             events: Events::default(),
             shown: ShownCredentials::default(),
+            quarantines: Quarantines::default(),
             renewals: Renewing::default(),
             addresses: Addresses::new(&config.addresses),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
@@ -345,6 +349,7 @@ pub async fn serve(
     parts.spawn(ends(upkeep::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(renewals::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(credentials::run(Arc::clone(&gateway), stop.clone())));
+    parts.spawn(ends(quarantine::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(custody::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(witness::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(watch::run(Arc::clone(&gateway), stop.clone())));

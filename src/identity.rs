@@ -12,12 +12,14 @@ use doorward_proto::ids::{FleetId, KeyVersion};
 use doorward_proto::key::{Key, Keyring};
 use doorward_proto::limits::{FleetLimits, Limits};
 use doorward_proto::policy::Policy;
+use doorward_proto::schema::Schemas;
 use doorward_proto::session::{Grant, PendingKey};
 use doorward_proto::time::NumericDate;
 
 use crate::clock;
 use crate::master::MasterKeys;
 use crate::registry::{CertificateStatus, DeviceStatus, KeyState, Record};
+use crate::schema::SchemaSet;
 
 /// Why a device is not let in: the `type` of the problem document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -227,9 +229,10 @@ pub(crate) struct Asked {
 /// What a fleet allows, beside the texts that it was read from.
 #[derive(Clone)]
 pub(crate) struct Rules {
-    texts: [Arc<str>; 2],
+    texts: [Arc<str>; 3],
     policy: Arc<Policy>,
     limits: FleetLimits,
+    schemas: Option<Arc<dyn Schemas>>,
 }
 
 /// What a fleet has where it does not say otherwise: the gateway's own.
@@ -326,6 +329,7 @@ impl Granter {
             signer,
             limits: rules.limits.over(own.limits),
             policy: rules.policy,
+            schemas: rules.schemas,
             certificate_expires: ended,
             grace_ends,
             renew_from: Some(if at_once { now } else { asked.asks_from }),
@@ -337,7 +341,7 @@ impl Granter {
 
     fn rules(&self, record: &Record) -> Result<Rules, Denied> {
         let mut known = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
-        let texts = [&record.policy, &record.limits];
+        let texts = [&record.policy, &record.limits, &record.schemas];
         if let Some(rules) = known.get(&record.fleet)
             && rules.texts.iter().eq(texts)
         {
@@ -358,7 +362,12 @@ impl Granter {
             tracing::error!(%fleet, %error, "a fleet's limits cannot be read; mend them with 'doorward fleet limits'");
             unreadable("limits")
         })?;
-        let rules = Rules { texts: texts.map(Arc::clone), policy: Arc::new(policy), limits };
+        let schemas = SchemaSet::parse(&record.schemas).map_err(|error| {
+            tracing::error!(%fleet, %error, "a fleet's schemas cannot be read; mend them with 'doorward fleet schema'");
+            unreadable("schemas")
+        })?;
+        let schemas = (!schemas.is_empty()).then(|| Arc::new(schemas) as Arc<dyn Schemas>);
+        let rules = Rules { texts: texts.map(Arc::clone), policy: Arc::new(policy), limits, schemas };
         known.insert(fleet.clone(), rules.clone());
         Ok(rules)
     }

@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod own_certificate;
 pub mod registry;
 mod route;
+pub mod schema;
 pub mod secrets;
 mod sink;
 mod stamp;

@@ -13,6 +13,7 @@ pub(crate) mod page;
 pub(crate) mod process;
 pub(crate) mod store;
 
+pub(crate) mod quarantine;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ use family::{Early, PerLabel};
 use histogram::Histogram;
 pub use histogram::Times;
 use page::Page;
+
+pub use quarantine::QuarantineTotals;
 
 /// What has happened since the start.
 #[derive(Debug, Default)]

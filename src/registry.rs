@@ -15,6 +15,7 @@ pub mod custody;
 mod events;
 mod gateways;
 mod messages;
+pub mod quarantine;
 mod record;
 pub mod renewals;
 mod rotations;
@@ -188,6 +189,8 @@ pub struct Fleet {
     pub policy: String,
     /// Its limits, as their JSON text.
     pub limits: String,
+    /// Its schemas by channel filter, as their JSON text.
+    pub schemas: String,
     /// How many devices belong to it, by status: active, suspended, revoked.
     pub devices: [u64; 3],
     /// When it was made.
@@ -248,6 +251,9 @@ pub struct Presence {
     /// The peer's address.
     pub peer: String,
 }
+
+/// What a text is to be, by what it is.
+pub type ChangeText<'a> = dyn Fn(&str) -> Result<String> + Send + Sync + 'a;
 
 /// A page of a list.
 #[derive(Debug, Clone, Default)]
@@ -346,7 +352,9 @@ pub struct News {
 /// A wrong answer is worse than none: an implementation that does not know says so with an error. A `None` from
 /// [`Registry::look_up`] means that the registry was read and has no such row.
 #[async_trait]
-pub trait Registry: renewals::Renewals + custody::Custody + Send + Sync + 'static {
+pub trait Registry:
+    renewals::Renewals + custody::Custody + quarantine::Quarantine + Send + Sync + 'static
+{
     /// Where it is, without a password: what is known of one registry is worth nothing at another.
     fn place(&self) -> &str;
 
@@ -404,8 +412,16 @@ pub trait Registry: renewals::Renewals + custody::Custody + Send + Sync + 'stati
     async fn fleet(&self, id: &FleetId) -> Result<Option<Fleet>>;
     /// Sets a fleet's policy, which the caller has checked.
     async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Acted>;
+    /// Changes a fleet's limits: `change` is given those that it has and says what they are to be, checked. It may be asked
+    /// more than once, and nobody else changes them meanwhile.
+    async fn change_limits(&self, id: &FleetId, change: &ChangeText<'_>) -> Result<Acted>;
     /// Sets a fleet's limits, which the caller has checked.
-    async fn set_limits(&self, id: &FleetId, limits: &str) -> Result<Acted>;
+    async fn set_limits(&self, id: &FleetId, limits: &str) -> Result<Acted> {
+        self.change_limits(id, &|_| Ok(limits.to_owned())).await
+    }
+
+    /// Changes a fleet's schemas, as [`Registry::change_limits`] does limits.
+    async fn change_schemas(&self, id: &FleetId, change: &ChangeText<'_>) -> Result<Acted>;
 
     /// Adds devices: all of them or none. [`RegistryError::Exists`] names the first that exists.
     async fn add_devices(&self, devices: &[NewDevice]) -> Result<()>;

@@ -14,6 +14,7 @@ pub mod key;
 pub mod limits;
 pub mod link;
 pub mod policy;
+pub mod schema;
 pub mod session;
 pub mod time;
 pub mod uplink;

@@ -1,6 +1,8 @@
 //! What the devices of a fleet may do: rules of allow and deny over actions and channel filters. Deny wins, and what
 //! no rule allows is denied.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{self, Filter, Level};
@@ -62,10 +64,24 @@ struct Rule {
     channels: Vec<Pattern>,
 }
 
-/// A channel filter in which a whole level may be `${device}` or `${fleet}`.
+/// A channel filter in which a whole level may be `${device}` or `${fleet}`. It is taken apart once, when the policy is read,
+/// and all sessions of the fleet share that: a message costs comparisons alone, and a session nothing of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-struct Pattern(Box<str>);
+#[serde(from = "String", into = "String")]
+struct Pattern {
+    text: Box<str>,
+    levels: Box<[Part]>,
+}
+
+/// A level of a pattern.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Exact(Box<str>),
+    One,
+    Rest,
+    Device,
+    Fleet,
+}
 
 /// Whose rights are asked for.
 #[derive(Debug, Clone, Copy)]
@@ -94,45 +110,136 @@ impl Policy {
     /// Whether a device may publish to a channel.
     #[must_use]
     pub fn may_publish(&self, who: Who<'_>, channel: &str) -> bool {
-        let to =
-            |pattern: &Pattern| channel::covers(pattern.levels(who), channel.split('/').map(Level::Exact));
-        any(&self.allow, Action::Publish, to) && !any(&self.deny, Action::Publish, to)
+        self.judge_publish(who, channel).allowed
     }
 
-    /// Whether a device may subscribe with a filter: one allowed pattern covers all of it, no denied one meets it.
+    /// Whether a device may subscribe with a filter.
     #[must_use]
     pub fn may_subscribe(&self, who: Who<'_>, filter: &Filter) -> bool {
-        any(&self.allow, Action::Subscribe, |pattern| channel::covers(pattern.levels(who), filter.levels()))
-            && !any(&self.deny, Action::Subscribe, |pattern| {
-                channel::overlap(pattern.levels(who), filter.levels())
-            })
+        self.judge_subscribe(who, filter).allowed
+    }
+
+    /// Whether a device may publish to a channel, and which rule says so.
+    #[must_use]
+    pub fn judge_publish(&self, who: Who<'_>, channel: &str) -> Ruling<'_> {
+        let to =
+            |pattern: &Pattern| channel::covers(pattern.levels(who), channel.split('/').map(Level::Exact));
+        self.judge(Action::Publish, to, to)
+    }
+
+    /// Whether a device may subscribe with a filter, and which rule says so: one allowed pattern covers all of it, no denied
+    /// one meets it.
+    #[must_use]
+    pub fn judge_subscribe(&self, who: Who<'_>, filter: &Filter) -> Ruling<'_> {
+        self.judge(
+            Action::Subscribe,
+            |pattern| channel::covers(pattern.levels(who), filter.levels()),
+            |pattern| channel::overlap(pattern.levels(who), filter.levels()),
+        )
+    }
+
+    /// Deny first: it wins.
+    fn judge(
+        &self,
+        action: Action,
+        allows: impl Fn(&Pattern) -> bool,
+        denies: impl Fn(&Pattern) -> bool,
+    ) -> Ruling<'_> {
+        if let Some(rule) = find(List::Deny, &self.deny, action, denies) {
+            return Ruling { allowed: false, by: Some(rule) };
+        }
+        let by = find(List::Allow, &self.allow, action, allows);
+        Ruling { allowed: by.is_some(), by }
     }
 }
 
-fn any(rules: &[Rule], action: Action, fits: impl Fn(&Pattern) -> bool) -> bool {
-    rules.iter().any(|rule| rule.actions.contains(&action) && rule.channels.iter().any(&fits))
+/// What a policy says, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Ruling<'a> {
+    /// Whether it may be done.
+    pub allowed: bool,
+    /// The first rule that decides; none where no rule allows it.
+    #[serde(rename = "rule")]
+    pub by: Option<Place<'a>>,
+}
+
+/// A rule's place in its policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Place<'a> {
+    /// In which of the two lists.
+    pub list: List,
+    /// The rule's place in it, from 0.
+    pub index: usize,
+    /// The channel pattern of the rule that fits.
+    pub pattern: &'a str,
+}
+
+/// The lists of a policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum List {
+    /// What may be done.
+    Allow,
+    /// What may not, whatever the other says.
+    Deny,
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = match self.list {
+            List::Allow => "allow",
+            List::Deny => "deny",
+        };
+        write!(f, "{list}[{}], pattern '{}'", self.index, self.pattern)
+    }
+}
+
+fn find(list: List, rules: &[Rule], action: Action, fits: impl Fn(&Pattern) -> bool) -> Option<Place<'_>> {
+    rules.iter().enumerate().filter(|(_, rule)| rule.actions.contains(&action)).find_map(|(index, rule)| {
+        let pattern = rule.channels.iter().find(|pattern| fits(pattern))?;
+        Some(Place { list, index, pattern: &pattern.text })
+    })
+}
+
+impl From<String> for Pattern {
+    fn from(text: String) -> Self {
+        let part = |level: &str| match level {
+            "+" => Part::One,
+            "#" => Part::Rest,
+            "${device}" => Part::Device,
+            "${fleet}" => Part::Fleet,
+            exact => Part::Exact(exact.into()),
+        };
+        Self { levels: text.split('/').map(part).collect(), text: text.into() }
+    }
+}
+
+impl From<Pattern> for String {
+    fn from(pattern: Pattern) -> Self {
+        pattern.text.into()
+    }
 }
 
 impl Pattern {
     fn check(&self) -> Result<(), PolicyError> {
         let plain: Vec<&str> = self
-            .0
+            .text
             .split('/')
             .map(|level| if matches!(level, "${device}" | "${fleet}") { "x" } else { level })
             .collect();
         Filter::new(&plain.join("/")).map(drop).map_err(|reason| PolicyError::Pattern {
-            pattern: self.0.escape_debug().to_string(),
+            pattern: self.text.escape_debug().to_string(),
             reason: format!("{reason}; '${{device}}' and '${{fleet}}' stand for a whole level"),
         })
     }
 
     fn levels<'a>(&'a self, who: Who<'a>) -> impl Iterator<Item = Level<'a>> {
-        self.0.split('/').map(move |level| match level {
-            "+" => Level::One,
-            "#" => Level::Rest,
-            "${device}" => Level::Exact(who.device.as_str()),
-            "${fleet}" => Level::Exact(who.fleet.as_str()),
-            exact => Level::Exact(exact),
+        self.levels.iter().map(move |part| match part {
+            Part::One => Level::One,
+            Part::Rest => Level::Rest,
+            Part::Device => Level::Exact(who.device.as_str()),
+            Part::Fleet => Level::Exact(who.fleet.as_str()),
+            Part::Exact(text) => Level::Exact(text),
         })
     }
 }
@@ -173,6 +280,32 @@ mod tests {
         assert!(!policy.may_publish(who, "a/b/secret"));
         assert!(policy.may_subscribe(who, &Filter::new("b/#").unwrap()));
         assert!(!policy.may_subscribe(who, &Filter::new("a/#").unwrap()), "it would bring a denied channel");
+    }
+
+    #[test]
+    fn the_rule_that_decides_is_named() {
+        let policy = Policy::parse(
+            r##"{"allow":[{"actions":["subscribe"],"channels":["#"]},{"actions":["publish"],"channels":["x","devices/${device}/#"]}],
+                "deny":[{"actions":["publish"],"channels":["+/+/secret"]},{"actions":["subscribe"],"channels":["fleets/${fleet}/b"]}]}"##,
+        )
+        .unwrap();
+        let (device, fleet) = ids();
+        let who = Who { device: &device, fleet: &fleet };
+        let publish = |channel: &str| {
+            let ruling = policy.judge_publish(who, channel);
+            (ruling.allowed, ruling.by.map(|place| place.to_string()))
+        };
+        let said = |allowed, words: &str| (allowed, Some(words.to_owned()));
+        assert_eq!(publish("devices/press-7/t"), said(true, "allow[1], pattern 'devices/${device}/#'"));
+        assert_eq!(publish("devices/press-7/secret"), said(false, "deny[0], pattern '+/+/secret'"));
+        assert_eq!(publish("devices/press-8/t"), (false, None));
+        let subscribe = |filter: &str| policy.judge_subscribe(who, &Filter::new(filter).unwrap());
+        let by = subscribe("fleets/+/b").by.unwrap();
+        assert_eq!((by.list, by.index, by.pattern), (List::Deny, 1, "fleets/${fleet}/b"));
+        assert!(subscribe("fleets/+/c").allowed);
+        let json = serde_json::to_value(subscribe("a")).unwrap();
+        let rule = serde_json::json!({ "list": "allow", "index": 0, "pattern": "#" });
+        assert_eq!(json, serde_json::json!({ "allowed": true, "rule": rule }));
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 mod accepted;
 mod grant;
+mod judge;
 mod output;
 mod reconfigure;
 mod rekey;
@@ -27,15 +28,13 @@ pub use output::Output;
 use crate::GATEWAY;
 use crate::channel::Filter;
 use crate::close::Close;
-use crate::downlink::{Ack, Bye, LimitsChange, Message, Reject, Signed};
-use crate::envelope::{Envelope, Verified};
+use crate::downlink::{Ack, Bye, LimitsChange, Message, Signed};
 use crate::ids::{DeviceId, KeyVersion};
-use crate::json;
-use crate::limits::Bucket;
-use crate::policy::Who;
+use crate::limits::{Limits, Usage};
 use crate::time::{Moment, NumericDate};
-use crate::uplink::{Members, Operation};
 use crate::verdict::{Refusal, Verdict};
+
+use judge::No;
 
 /// The most ranges of one `ack`, which then has some 5 KB: it must not outgrow what the device takes.
 const MAX_RANGES: usize = 100;
@@ -62,9 +61,7 @@ pub struct Session {
     asked: Option<(NumericDate, Option<NumericDate>)>,
     last_received: u64,
     last_sent: u64,
-    bucket: Bucket,
-    /// When the strikes of the last window were earned; never longer than the limit.
-    strikes: Vec<Duration>,
+    usage: Usage,
     /// With the `seq` of the subscribe that made each.
     subscriptions: BTreeMap<Filter, u64>,
     settled: Vec<u64>,
@@ -75,26 +72,6 @@ pub struct Session {
     outputs: VecDeque<Output>,
 }
 
-/// A verified message of this session, in time and in sequence. Only [`Session::freshen`] makes one.
-struct Fresh<'a> {
-    members: Members<'a>,
-    seq: u64,
-}
-
-/// A refusal on its way out.
-struct No {
-    reference: Option<u64>,
-    refusal: Refusal,
-    detail: String,
-    retry_after: Option<u64>,
-}
-
-impl No {
-    fn new(reference: Option<u64>, refusal: Refusal, detail: impl Into<String>) -> Self {
-        Self { reference, refusal, detail: detail.into(), retry_after: None }
-    }
-}
-
 impl Session {
     /// Opens a session with a fresh challenge of 128 random bits, and says `welcome`.
     #[must_use]
@@ -102,7 +79,7 @@ impl Session {
         use base64::Engine as _;
         let sid = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(challenge);
         let mut session = Self {
-            bucket: Bucket::new(grant.limits.rate),
+            usage: Usage::new(&grant.limits),
             grant,
             settings,
             sid: sid.into(),
@@ -116,7 +93,6 @@ impl Session {
             asked: None,
             last_received: 0,
             last_sent: 0,
-            strikes: Vec::new(),
             subscriptions: BTreeMap::new(),
             settled: Vec::new(),
             undecided: 0,
@@ -146,6 +122,23 @@ impl Session {
     #[must_use]
     pub fn closing(&self) -> Option<Close> {
         self.closing
+    }
+
+    /// What it may cost.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.grant.limits
+    }
+
+    /// What the device has used of its limits, in this session and in those that it has taken in.
+    #[must_use]
+    pub fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    /// Takes in what the device has used in other sessions: before the first frame, or when one of them ends by this one.
+    pub fn take_in(&mut self, usage: &Usage, now: Moment) {
+        self.usage.join(usage, now.monotonic);
     }
 
     /// How many publishes wait for their fate.
@@ -326,142 +319,6 @@ impl Session {
             self.end(close, None, now);
         }
         ended
-    }
-
-    /// The checks up to `seq`, which uses it up, then those after it.
-    fn judge(&mut self, frame: &str, now: Moment) -> Result<(), No> {
-        let envelope = Envelope::split(frame).map_err(|why| No::new(None, Refusal::BadEnvelope, why))?;
-        let Some(key) = self.grant.keyring.find(envelope.version(), now.wall) else {
-            let detail = format!("key version {} is not one of this device's that hold", envelope.version());
-            return Err(No::new(None, Refusal::BadKey, detail));
-        };
-        let version = envelope.version();
-        let verified = envelope
-            .verify(key)
-            .map_err(|refusal| No::new(None, refusal, "the HMAC does not fit the key of this version"))?;
-        let fresh = self.freshen(&verified, now)?;
-        self.last_received = fresh.seq;
-        if !self.proven {
-            self.proven = true;
-            self.outputs.push_back(Output::Proven);
-            self.tell_changes(now);
-        }
-        self.confirm_key(version);
-        self.hand_out_key(now);
-        self.ask_to_renew(now);
-        self.act(&fresh, now)
-    }
-
-    /// JSON, parties, session, time, sequence.
-    fn freshen<'a>(&self, verified: &'a Verified, now: Moment) -> Result<Fresh<'a>, No> {
-        let text = verified.text().map_err(|why| No::new(None, Refusal::BadMessage, why))?;
-        let mut members = Members::default();
-        members.read(text).map_err(|why| No::new(members.seq(), Refusal::BadMessage, why))?;
-        let seq = members.seq();
-        let no = |refusal, detail: String| Err(No::new(seq, refusal, detail));
-        let missing =
-            |what: &str| No::new(seq, Refusal::BadMessage, format!("'{what}' is missing or not a string"));
-
-        let iss = members.iss.and_then(json::string).ok_or_else(|| missing("iss"))?;
-        let aud = members.aud.and_then(json::string).ok_or_else(|| missing("aud"))?;
-        if iss != self.grant.device.as_str() || aud != GATEWAY {
-            return no(
-                Refusal::WrongParty,
-                format!("'iss' must be '{}' and 'aud' '{GATEWAY}'", self.grant.device),
-            );
-        }
-        let sid = members.sid.and_then(json::string).ok_or_else(|| missing("sid"))?;
-        if *sid != *self.sid {
-            return no(
-                Refusal::WrongSession,
-                "'sid' is not the challenge of this session's welcome".to_owned(),
-            );
-        }
-        let Some(iat) = members.iat.and_then(|raw| NumericDate::parse(raw.get())) else {
-            return no(Refusal::BadMessage, "'iat' is missing or not a NumericDate".to_owned());
-        };
-        let off = iat.distance(now.wall);
-        if off > self.grant.limits.max_skew {
-            let side = if iat < now.wall { "behind" } else { "ahead of" };
-            let detail = format!("'iat' is {:.3} s {side} the gateway's clock", off.as_secs_f64());
-            return no(Refusal::Stale, detail);
-        }
-        let Some(seq) = seq else {
-            return no(
-                Refusal::BadMessage,
-                "'seq' is missing or not a whole number from 1 to 2^53-1".to_owned(),
-            );
-        };
-        if seq <= self.last_received {
-            let detail = format!("'seq' {seq} is not greater than {}", self.last_received);
-            return Err(No::new(Some(seq), Refusal::Replayed, detail));
-        }
-        Ok(Fresh { members, seq })
-    }
-
-    /// Rate, the operation's members, policy; then the operation.
-    fn act(&mut self, fresh: &Fresh<'_>, now: Moment) -> Result<(), No> {
-        let seq = fresh.seq;
-        let no = |refusal, detail: &str| Err(No::new(Some(seq), refusal, detail));
-        if let Err(wait) = self.bucket.take(now.monotonic) {
-            let retry_after = Some(wait.as_secs() + 1);
-            return Err(No {
-                retry_after,
-                ..No::new(Some(seq), Refusal::RateLimited, "over the device's rate")
-            });
-        }
-        let operation =
-            fresh.members.operation().map_err(|why| No::new(Some(seq), Refusal::BadMessage, why))?;
-        if self.grant.late && !matches!(operation, Operation::Renew(_) | Operation::Hello) {
-            return no(
-                Refusal::Forbidden,
-                "this certificate has expired: its session can do nothing but renew it",
-            );
-        }
-        let who = Who { device: &self.grant.device, fleet: &self.grant.fleet };
-        match operation {
-            Operation::Publish { channel, .. } if !self.grant.policy.may_publish(who, &channel) => {
-                return no(Refusal::Forbidden, "the policy denies publishing to this channel");
-            }
-            Operation::Publish { id, channel, data, at } => {
-                self.undecided += 1;
-                let publish = Publish {
-                    device: self.grant.device.clone(),
-                    id,
-                    channel: channel.into_owned().into(),
-                    data: data.get().into(),
-                    at,
-                    received: now.wall,
-                };
-                self.outputs.push_back(Output::Store(Accepted::new(fresh, publish)));
-                return Ok(());
-            }
-            Operation::Subscribe(filter) => {
-                if let Err(why) = self.subscribe(filter, seq) {
-                    return no(Refusal::Forbidden, why);
-                }
-            }
-            Operation::Unsubscribe(filter) => self.unsubscribe(filter),
-            Operation::Renew(csr) => return self.renew(seq, csr.into(), now),
-            // No command is waiting for it: acked and dropped.
-            Operation::Hello | Operation::Result => {}
-        }
-        self.settled.push(seq);
-        Ok(())
-    }
-
-    fn reject(&mut self, no: No, now: Moment) {
-        let No { reference, refusal, detail, retry_after } = no;
-        let error = refusal.as_str().to_owned();
-        self.say("reject", &Reject { reference, error, detail, retry_after }, now);
-        if refusal.is_strike() {
-            let window = self.settings.strike_window;
-            self.strikes.retain(|at| now.monotonic.saturating_sub(*at) < window);
-            self.strikes.push(now.monotonic);
-            if self.strikes.len() >= self.settings.max_strikes {
-                self.end(Close::Strikes, None, now);
-            }
-        }
     }
 
     /// Says `limits` where the device was told otherwise; not before it has proven itself.

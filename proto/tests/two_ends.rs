@@ -18,6 +18,8 @@ mod renew;
 mod store;
 #[path = "two_ends/support.rs"]
 mod support;
+#[path = "two_ends/usage.rs"]
+mod usage;
 #[path = "two_ends/world.rs"]
 mod world;
 

@@ -103,6 +103,7 @@ impl Context {
             max_skew: Duration::from_secs(self.max_skew),
             heartbeat: Duration::from_secs(30),
             rate: Rate { per_second: 100, burst: 100 },
+            ..Limits::default()
         };
         let grant = Grant {
             device: self.device.clone(),
@@ -110,6 +111,7 @@ impl Context {
             keyring,
             signer: signer.clone(),
             policy: Arc::new(Policy::parse(&self.policy.to_string()).unwrap()),
+            schemas: None,
             limits,
             certificate_expires: NumericDate::from_seconds(self.now + 3600),
             grace_ends: None,

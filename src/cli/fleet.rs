@@ -1,11 +1,12 @@
 //! `fleet …`: groups of devices that share a policy and limits.
 
+mod limits;
+mod schema;
+
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use clap::Subcommand;
 use doorward_proto::ids::FleetId;
-use doorward_proto::limits::FleetLimits;
 use doorward_proto::policy::{self, Policy};
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -50,64 +51,10 @@ pub(super) enum Fleet {
     /// Set a fleet's limits; live sessions follow them. Without an option, show them
     #[command(after_help = "Example:\n  doorward fleet limits presses --rate 5 --burst 50\n\n\
         'default' gives a limit back to the gateway's configuration.")]
-    Limits {
-        /// Its id
-        id: FleetId,
-        /// Messages a second of one device
-        #[arg(long, value_name = "N")]
-        rate: Option<Limit<u32>>,
-        /// Messages of one device at once
-        #[arg(long, value_name = "N")]
-        burst: Option<Limit<u32>>,
-        /// The longest message in bytes; no more than the gateway's limits.message_bytes
-        #[arg(long, value_name = "N")]
-        message_bytes: Option<Limit<usize>>,
-        /// How long after its end a certificate may still renew itself, as 90d; 0s: not at all
-        #[arg(long, value_name = "DUR", value_parser = late)]
-        renew_after_expiry: Option<Limit<Late>>,
-        #[command(flatten)]
-        wait: Wait,
-    },
-}
-
-/// A length of time, in whole seconds.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Late(u32);
-
-fn late(text: &str) -> Result<Limit<Late>, String> {
-    if text == "default" {
-        return Ok(Limit::Default);
-    }
-    let span = humantime::parse_duration(text).ok().and_then(|span| u32::try_from(span.as_secs()).ok());
-    span.map(|seconds| Limit::Is(Late(seconds)))
-        .ok_or_else(|| "a length of time like 90d is needed, or 'default'".to_owned())
-}
-
-/// A value, or the gateway's own.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Limit<T> {
-    Default,
-    Is(T),
-}
-
-impl<T: FromStr> FromStr for Limit<T> {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "default" => Ok(Self::Default),
-            number => number.parse().map(Self::Is).map_err(|_| "a number is needed, or 'default'".to_owned()),
-        }
-    }
-}
-
-impl<T: Copy> Limit<T> {
-    fn set(this: Option<Self>, to: &mut Option<T>) {
-        match this {
-            None => {}
-            Some(Self::Default) => *to = None,
-            Some(Self::Is(value)) => *to = Some(value),
-        }
-    }
+    Limits(limits::Limits),
+    /// What the data of its devices' messages must be like
+    #[command(subcommand)]
+    Schema(schema::Schema),
 }
 
 impl Fleet {
@@ -132,28 +79,8 @@ impl Fleet {
                 let json = shared.json.then(|| json!({ "fleet": id, "changed": changed }));
                 receipt::finish(&*registry, &acted, None, wait, &format!("fleet '{id}' {words}"), json).await
             }
-            Self::Limits { id, rate, burst, message_bytes, renew_after_expiry, wait } => {
-                let registry = shared.registry().await?;
-                let fleet = find(&*registry, id).await?;
-                // What cannot be read is set anew.
-                let mut limits = FleetLimits::parse(&fleet.limits).unwrap_or_default();
-                Limit::set(*rate, &mut limits.rate_per_second);
-                Limit::set(*burst, &mut limits.rate_burst);
-                Limit::set(*message_bytes, &mut limits.message_bytes);
-                let mut late = limits.renew_after_expiry.map(Late);
-                Limit::set(*renew_after_expiry, &mut late);
-                limits.renew_after_expiry = late.map(|Late(seconds)| seconds);
-                let none = rate.is_none() && burst.is_none() && message_bytes.is_none();
-                if none && renew_after_expiry.is_none() {
-                    return show_limits(shared, &fleet);
-                }
-                limits.check().map_err(|error| Failure::usage(error.to_string()))?;
-                let acted = registry.set_limits(id, &serde_json::to_string(&limits)?).await?;
-                let changed = acted.done == Done::Changed;
-                let words = if changed { "follows its new limits" } else { "has these limits already" };
-                let json = shared.json.then(|| json!({ "fleet": id, "changed": changed, "limits": limits }));
-                receipt::finish(&*registry, &acted, None, wait, &format!("fleet '{id}' {words}"), json).await
-            }
+            Self::Limits(limits) => limits.run(shared).await,
+            Self::Schema(schema) => schema.run(shared).await,
         }
     }
 }
@@ -200,39 +127,6 @@ async fn find(registry: &dyn Registry, id: &FleetId) -> Result<registry::Fleet, 
     })
 }
 
-fn show_limits(shared: &Shared, fleet: &registry::Fleet) -> Outcome {
-    if shared.json {
-        let limits: &RawValue = serde_json::from_str(&fleet.limits)?;
-        return output::json(&json!({ "fleet": fleet.id, "limits": limits }));
-    }
-    output::print(&limits_in_words(&fleet.limits))
-}
-
-/// What is not named is as each gateway's configuration says.
-fn limits_in_words(text: &str) -> String {
-    match FleetLimits::parse(text) {
-        Ok(limits) if limits == FleetLimits::default() => "as each gateway is configured".to_owned(),
-        Ok(FleetLimits { rate_per_second, rate_burst, message_bytes, renew_after_expiry }) => {
-            let say = |what: &str, value: Option<u64>| value.map(|value| format!("{what} {value}"));
-            let bytes = message_bytes.map(|bytes| bytes as u64);
-            [
-                say("rate", rate_per_second.map(u64::from)),
-                say("burst", rate_burst.map(u64::from)),
-                say("message bytes", bytes),
-                renew_after_expiry.map(|seconds| {
-                    let span = std::time::Duration::from_secs(seconds.into());
-                    format!("renewals up to {} after expiry", humantime::format_duration(span))
-                }),
-            ]
-            .into_iter()
-            .flatten()
-            .collect::<Vec<_>>()
-            .join(", ")
-        }
-        Err(error) => format!("unreadable: {error}"),
-    }
-}
-
 async fn show(shared: &Shared, id: &FleetId) -> Outcome {
     let fleet = find(&*shared.registry().await?, id).await?;
     if shared.json {
@@ -243,7 +137,7 @@ async fn show(shared: &Shared, id: &FleetId) -> Outcome {
     output::print(&format!(
         "fleet    {id}\ncreated  {}\ndevices  {active} active, {suspended} suspended, {revoked} revoked\nlimits   {}\npolicy   {}",
         output::time(fleet.created),
-        limits_in_words(&fleet.limits),
+        limits::in_words(&fleet.limits),
         serde_json::to_string_pretty(&policy)?.replace('\n', "\n         ")
     ))
 }

@@ -24,6 +24,14 @@ pub struct LimitsSection {
     pub rate_per_second: u32,
     /// Messages of one device at once.
     pub rate_burst: u32,
+    /// Bytes of messages a second of one device.
+    pub bytes_per_second: u32,
+    /// Bytes of messages of one device at once.
+    pub bytes_burst: u32,
+    /// Connections of one device a minute.
+    pub connects_per_minute: u32,
+    /// Connections of one device at once.
+    pub connects_burst: u32,
     /// Publishes of one session that wait for the store.
     pub undecided: usize,
     /// Publishes of all sessions that wait for the store.
@@ -53,6 +61,10 @@ impl Default for LimitsSection {
             message_bytes: 64 << 10,
             rate_per_second: 100,
             rate_burst: 1000,
+            bytes_per_second: 1 << 20,
+            bytes_burst: 16 << 20,
+            connects_per_minute: 30,
+            connects_burst: 60,
             undecided: 128,
             store_queue: 16_384,
             subscriptions: 32,
@@ -97,7 +109,23 @@ impl LimitsSection {
                 1_000_000,
                 "it must be 1 to 1000000",
             ),
+            (
+                "limits.bytes_per_second",
+                self.bytes_per_second as usize,
+                1024,
+                1 << 30,
+                "it must be 1024 to 1073741824",
+            ),
+            ("limits.bytes_burst", self.bytes_burst as usize, 1024, 1 << 30, "it must be 1024 to 1073741824"),
+            (
+                "limits.connects_per_minute",
+                self.connects_per_minute as usize,
+                1,
+                1_000_000,
+                "it must be 1 to 1000000",
+            ),
             ("limits.frames_burst", self.frames_burst as usize, 16, 1_000_000, "it must be 16 to 1000000"),
+            ("limits.connects_burst", self.connects_burst as usize, 1, 1_000_000, "it must be 1 to 1000000"),
         ])?;
         check_spans(&[
             ("limits.handshake_timeout", self.handshake_timeout, 1, 300, "it must be 1s to 5m"),

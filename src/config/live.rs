@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     /// Asked for whenever it is needed, so that another value counts from then on.
-    const ASKED: [&str; 40] = [
+    const ASKED: [&str; 51] = [
         "addresses.block",
         "addresses.block_at_most",
         "addresses.burst",
@@ -93,6 +93,10 @@ mod tests {
         "gateway.origins",
         "gateway.proxy_networks",
         "gateway.url",
+        "limits.bytes_burst",
+        "limits.bytes_per_second",
+        "limits.connects_burst",
+        "limits.connects_per_minute",
         "limits.frames_burst",
         "limits.frames_per_second",
         "limits.handshake_timeout",
@@ -107,6 +111,13 @@ mod tests {
         "limits.subscriptions",
         "limits.undecided",
         "messages.keep",
+        "quarantine.for",
+        "quarantine.forbidden",
+        "quarantine.forged",
+        "quarantine.mode",
+        "quarantine.replayed",
+        "quarantine.unproven",
+        "quarantine.window",
         "session.heartbeat",
         "session.max_skew",
         "session.proof_within",

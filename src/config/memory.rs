@@ -3,6 +3,7 @@
 use super::Config;
 use crate::accept::Addresses;
 use crate::gateway::MAX_DELIVERY_BYTES;
+use crate::gateway::sessions::MAX_REMEMBERED;
 use crate::sink::MAX_BYTES;
 
 const KIB: usize = 1 << 10;
@@ -17,6 +18,9 @@ const HANDSHAKE: usize = 64 * KIB + 2 * 8 * KIB;
 /// Beside its bytes, what is kept of a publish until it is decided, and of a subscription.
 const SMALL: usize = 512;
 
+/// What is remembered of a device that is not connected: its id, its buckets and strikes.
+const REMEMBERED: usize = 400;
+
 /// The bounds, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
@@ -26,6 +30,8 @@ pub struct Memory {
     pub stranger: usize,
     /// Of what is remembered of addresses. It is taken at the start.
     pub addresses: usize,
+    /// Of what is remembered of devices that are not connected.
+    pub devices: usize,
     /// Of publishes that wait for the store, and of those that it is writing.
     pub store: usize,
     /// All of it, with every place taken by sessions that do their worst.
@@ -55,12 +61,14 @@ impl Memory {
         // The queue, and as much again that a transaction may have taken out of it.
         let waiting = limits.store_queue.saturating_mul(message + SMALL).min(MAX_BYTES + message);
         let store = 2 * waiting;
-        let fixed = PROGRAM + addresses + store;
+        let devices = MAX_REMEMBERED * REMEMBERED;
+        let fixed = PROGRAM + addresses + devices + store;
         let all = |each: usize| limits.connections.saturating_mul(each).saturating_add(fixed);
         Self {
             session,
             stranger,
             addresses,
+            devices,
             store,
             at_most: all(session.max(stranger)),
             of_strangers: all(stranger),

@@ -57,6 +57,7 @@ pub fn costs(memory: &Memory) -> Vec<Setting> {
         ("memory.at_most", memory.at_most),
         ("memory.of_strangers", memory.of_strangers),
         ("memory.addresses", memory.addresses),
+        ("memory.devices", memory.devices),
         ("memory.session", memory.session),
         ("memory.store", memory.store),
     ]

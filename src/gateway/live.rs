@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use doorward_proto::limits::{Limits, Rate};
+use doorward_proto::limits::{Connects, Limits, Rate};
 use doorward_proto::session::Settings;
 
 use crate::config::Config;
@@ -26,9 +26,15 @@ impl Live {
             max_skew: config.session.max_skew.0,
             heartbeat: config.session.heartbeat.0,
             rate: Rate { per_second: config.limits.rate_per_second, burst: config.limits.rate_burst },
+            bytes: Rate { per_second: config.limits.bytes_per_second, burst: config.limits.bytes_burst },
+            strikes: config.limits.strikes,
+            outgoing_bytes: config.limits.outgoing_bytes,
+            connects: Connects {
+                per_minute: config.limits.connects_per_minute,
+                burst: config.limits.connects_burst,
+            },
         };
         let settings = Settings {
-            max_strikes: config.limits.strikes,
             strike_window: config.limits.strike_window.0,
             proof_within: config.session.proof_within.0,
             max_subscriptions: config.limits.subscriptions,

@@ -18,6 +18,7 @@ impl Gateway {
         self.collect_checks(page);
         self.collect_door(page);
         self.counters.collect(page, clock::now().monotonic);
+        self.quarantines.counters.collect(page);
         self.collect_store(page);
         self.collect_registry(page);
         self.collect_ends(page);

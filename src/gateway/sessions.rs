@@ -4,117 +4,29 @@
 //! meanwhile marks the watch, and [`Sessions::enter`] refuses a marked one: the look-up is made again. So the record that
 //! a session starts with is never older than the last change applied.
 
+mod handle;
+mod spent;
 mod takeovers;
 mod tally;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use doorward_pki::identity::Fingerprint;
 use doorward_proto::close::Close;
-use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
-use doorward_proto::time::NumericDate;
+use doorward_proto::ids::{DeviceId, FleetId};
 use tokio::sync::Notify;
 
-use super::mailbox::{Ending, Mailbox};
+use super::mailbox::Ending;
 use crate::clock;
-use crate::registry::Claim;
-use crate::tls::Origin;
 
+pub(crate) use handle::Handle;
+pub(crate) use spent::Spent;
 use takeovers::Takeovers;
 
-/// A session as the rest of the gateway sees it.
-#[derive(Debug)]
-pub(crate) struct Handle {
-    /// Its name in logs and in the registry.
-    pub(crate) id: Arc<str>,
-    /// Whose.
-    pub(crate) device: DeviceId,
-    /// In which fleet, when its record was last read.
-    pub(crate) fleet: Mutex<FleetId>,
-    /// From where.
-    pub(crate) peer: SocketAddr,
-    /// By which certificate.
-    pub(crate) certificate: Fingerprint,
-    /// When that ends, as it says itself.
-    pub(crate) certificate_ends: time::OffsetDateTime,
-    /// When the gateway begins to ask for its renewal by itself.
-    pub(crate) asks_from: NumericDate,
-    /// Where that comes from.
-    pub(crate) origin: Origin,
-    /// That was renewed from one that is active still.
-    pub(crate) supersedes: bool,
-    /// The key version that the gateway was asked to sign with.
-    pub(crate) key: Option<KeyVersion>,
-    /// Where mail goes.
-    pub(crate) mailbox: Mailbox,
-    /// When it was last heard, in unix milliseconds.
-    pub(crate) heard_ms: AtomicI64,
-    /// The store refused it a message as not the device's newest session: it has to be judged again.
-    pub(crate) suspect: AtomicBool,
-    /// When the change was made that ends it, on the monotonic clock.
-    pub(crate) cut_since: OnceLock<Duration>,
-    /// When it was proven.
-    pub(crate) proven_at: OnceLock<time::OffsetDateTime>,
-}
-
-impl Handle {
-    /// A session that nobody has heard yet.
-    pub(crate) fn new(
-        id: Arc<str>,
-        device: DeviceId,
-        fleet: FleetId,
-        peer: SocketAddr,
-        certificate: Fingerprint,
-    ) -> Self {
-        Self {
-            id,
-            device,
-            fleet: Mutex::new(fleet),
-            peer,
-            certificate,
-            certificate_ends: time::OffsetDateTime::UNIX_EPOCH,
-            asks_from: NumericDate::default(),
-            origin: Origin::default(),
-            supersedes: false,
-            key: None,
-            mailbox: Mailbox::default(),
-            heard_ms: AtomicI64::new(0),
-            suspect: AtomicBool::new(false),
-            cut_since: OnceLock::new(),
-            proven_at: OnceLock::new(),
-        }
-    }
-
-    fn is_in(&self, fleet: &FleetId) -> bool {
-        *self.fleet.lock().unwrap_or_else(PoisonError::into_inner) == *fleet
-    }
-
-    /// The device's place in the registry, for this session.
-    pub(crate) fn claim(&self, gateway: &Arc<str>) -> Claim {
-        Claim {
-            device: self.device.clone(),
-            session: Arc::clone(&self.id),
-            gateway: Arc::clone(gateway),
-            peer: self.peer.to_string(),
-            at: self.proven_at.get().copied().unwrap_or_else(clock::utc),
-            late: false,
-        }
-    }
-
-    /// How long ago the change was made that ends this session.
-    pub(crate) fn cut_after(&self) -> Option<Duration> {
-        self.cut_since.get().map(|since| clock::now().monotonic.saturating_sub(*since))
-    }
-
-    /// The record has been read again.
-    pub(crate) fn moved_to(&self, fleet: &FleetId) {
-        fleet.clone_into(&mut self.fleet.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-}
+/// Devices without a session of which something is remembered, beside as many as may have one. Each takes some 400 bytes.
+pub(crate) const MAX_REMEMBERED: usize = 65_536;
 
 #[derive(Debug, Default)]
 struct Entry {
@@ -122,16 +34,21 @@ struct Entry {
     unproven: Option<Arc<Handle>>,
     watches: Vec<Arc<AtomicBool>>,
     takeovers: Takeovers,
+    spent: Arc<Spent>,
 }
 
 impl Entry {
     fn is_empty(&self, now: Duration) -> bool {
-        self.proven.is_none()
-            && self.unproven.is_none()
-            && self.watches.is_empty()
+        !self.is_here()
             && self.takeovers.wait(now).is_none()
             // Who has lost its session to one elsewhere is not here, and what it has lost still counts.
             && !self.takeovers.counting(now)
+            && self.spent.is_over(now)
+    }
+
+    /// Whether the device has a session or is being admitted.
+    fn is_here(&self) -> bool {
+        self.proven.is_some() || self.unproven.is_some() || !self.watches.is_empty()
     }
 }
 
@@ -146,10 +63,13 @@ pub(crate) enum Proof {
     Late,
 }
 
-/// All sessions of a gateway. Bounded by the connections that it accepts.
-#[derive(Debug, Default)]
+/// All sessions of a gateway, and what is remembered of devices that have none. Bounded by the connections that it accepts,
+/// and by [`MAX_REMEMBERED`].
+#[derive(Debug)]
 pub(crate) struct Sessions {
     entries: Mutex<HashMap<DeviceId, Entry>>,
+    /// The most entries that may be left behind.
+    most: usize,
     /// Told whenever a session has left.
     left: Notify,
 }
@@ -160,12 +80,18 @@ pub(crate) struct Watch<'a> {
     sessions: &'a Sessions,
     device: DeviceId,
     changed: Arc<AtomicBool>,
+    spent: Arc<Spent>,
 }
 
 impl Watch<'_> {
     /// Forgets what has changed so far; to be called before each look-up.
     pub(crate) fn reset(&self) {
         self.changed.store(false, Ordering::SeqCst);
+    }
+
+    /// What the device has used of its limits.
+    pub(crate) fn spent(&self) -> &Arc<Spent> {
+        &self.spent
     }
 }
 
@@ -174,14 +100,32 @@ impl Drop for Watch<'_> {
         let mut entries = self.sessions.lock();
         if let Some(entry) = entries.get_mut(&self.device) {
             entry.watches.retain(|watch| !Arc::ptr_eq(watch, &self.changed));
-            if entry.is_empty(clock::now().monotonic) {
-                entries.remove(&self.device);
-            }
+            self.sessions.tidy(&mut entries, &self.device);
         }
     }
 }
 
+impl Default for Sessions {
+    fn default() -> Self {
+        Self::new(0)
+    }
+}
+
 impl Sessions {
+    /// For so many connections at once.
+    pub(crate) fn new(connections: usize) -> Self {
+        Self { entries: Mutex::default(), most: connections + MAX_REMEMBERED, left: Notify::new() }
+    }
+
+    /// Forgets a device that is not here, if nothing of it counts; or if too many are remembered already.
+    fn tidy(&self, entries: &mut HashMap<DeviceId, Entry>, device: &DeviceId) {
+        let full = entries.len() > self.most;
+        let is_over = |entry: &Entry| !entry.is_here() && (full || entry.is_empty(clock::now().monotonic));
+        if entries.get(device).is_some_and(is_over) {
+            entries.remove(device);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<DeviceId, Entry>> {
         // Each change leaves the table whole before anything can panic.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
@@ -190,8 +134,10 @@ impl Sessions {
     /// Begins an admission of the device that a certificate names.
     pub(crate) fn watch(&self, device: &DeviceId) -> Watch<'_> {
         let changed = Arc::new(AtomicBool::new(false));
-        self.lock().entry(device.clone()).or_default().watches.push(Arc::clone(&changed));
-        Watch { sessions: self, device: device.clone(), changed }
+        let mut entries = self.lock();
+        let entry = entries.entry(device.clone()).or_default();
+        entry.watches.push(Arc::clone(&changed));
+        Watch { sessions: self, device: device.clone(), changed, spent: Arc::clone(&entry.spent) }
     }
 
     /// Ends an admission with an unproven session, unless its record may have changed: then it has to be asked again.
@@ -247,9 +193,7 @@ impl Sessions {
             |place: &mut Option<Arc<Handle>>| place.take_if(|other| Arc::ptr_eq(other, handle)).is_some();
         let was_proven = take(&mut entry.proven);
         take(&mut entry.unproven);
-        if entry.is_empty(clock::now().monotonic) {
-            entries.remove(&handle.device);
-        }
+        self.tidy(&mut entries, &handle.device);
         drop(entries);
         self.left.notify_waiters();
         was_proven
@@ -336,9 +280,7 @@ impl Sessions {
 
     /// How many devices are here.
     pub(crate) fn count(&self) -> usize {
-        let here =
-            |entry: &&Entry| entry.proven.is_some() || entry.unproven.is_some() || !entry.watches.is_empty();
-        self.lock().values().filter(here).count()
+        self.lock().values().filter(|entry| entry.is_here()).count()
     }
 }
 
@@ -351,6 +293,10 @@ fn changed(entry: &Entry) -> Vec<Arc<Handle>> {
 
 #[cfg(test)]
 pub(super) mod testing {
+    use std::net::SocketAddr;
+
+    use doorward_pki::identity::Fingerprint;
+
     use super::*;
 
     /// A session that nobody has opened.

@@ -63,6 +63,18 @@ impl Page {
         self.family(name, help, MetricType::COUNTER, metrics);
     }
 
+    /// A counter for each of some words.
+    pub(crate) fn counter_for_each(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &'static str,
+        all: impl IntoIterator<Item = (&'static str, u64)>,
+    ) {
+        let metrics = all.into_iter().map(|(word, count)| counted(&[(label, word)], count as f64)).collect();
+        self.family(name, help, MetricType::COUNTER, metrics);
+    }
+
     /// What goes up and down.
     pub(crate) fn gauge(&mut self, name: &str, help: &str, value: f64) {
         self.gauges(name, help, [(Vec::new(), value)]);

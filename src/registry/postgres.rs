@@ -12,6 +12,7 @@ mod feed;
 mod fleets;
 mod gateways;
 mod keys;
+mod quarantine;
 mod renewals;
 mod roles;
 mod rotations;
@@ -34,9 +35,9 @@ use super::audit::os_user;
 use super::shared::{Phase, within};
 use super::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
-    DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, EventFilter, Fate, Fleet, GatewayStatus,
-    IssuerUse, Mark, MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News, NumberedCrl,
-    OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Records, Registry, Renewal, Result,
+    ChangeText, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, EventFilter, Fate, Fleet,
+    GatewayStatus, IssuerUse, Mark, MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News,
+    NumberedCrl, OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Records, Registry, Renewal, Result,
     RevokedCertificate, RevokedCertificates, RevokedFilter, Rotations, StoredEvent, StoredMessage,
 };
 
@@ -254,12 +255,22 @@ impl Registry for Postgres {
 
     async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Acted> {
         let phase = Phase::default();
-        phase.within(OPERATOR_DEADLINE, fleets::set(self, &phase, id, fleets::Part::Policy, policy)).await
+        phase
+            .within(
+                OPERATOR_DEADLINE,
+                fleets::set(self, &phase, id, fleets::Part::Policy, &|_| Ok(policy.to_owned())),
+            )
+            .await
     }
 
-    async fn set_limits(&self, id: &FleetId, limits: &str) -> Result<Acted> {
+    async fn change_limits(&self, id: &FleetId, change: &ChangeText<'_>) -> Result<Acted> {
         let phase = Phase::default();
-        phase.within(OPERATOR_DEADLINE, fleets::set(self, &phase, id, fleets::Part::Limits, limits)).await
+        phase.within(OPERATOR_DEADLINE, fleets::set(self, &phase, id, fleets::Part::Limits, change)).await
+    }
+
+    async fn change_schemas(&self, id: &FleetId, change: &ChangeText<'_>) -> Result<Acted> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, fleets::set(self, &phase, id, fleets::Part::Schemas, change)).await
     }
 
     async fn add_devices(&self, devices: &[NewDevice]) -> Result<()> {

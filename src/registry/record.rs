@@ -134,6 +134,8 @@ pub struct Record {
     pub policy: Arc<str>,
     /// The fleet's limits, as their JSON text.
     pub limits: Arc<str>,
+    /// The fleet's schemas by channel filter, as their JSON text.
+    pub schemas: Arc<str>,
 }
 
 impl Record {

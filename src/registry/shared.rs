@@ -85,15 +85,21 @@ pub(super) fn judge_schema(found: Option<i64>, migrator: &Migrator) -> Result<()
     }
 }
 
-/// The status that an act leads to; [`Done::Already`] where it is so.
-pub(super) fn decide(id: &DeviceId, status: DeviceStatus, act: Act) -> Result<Result<DeviceStatus, Done>> {
+/// The status that an act leads to; [`Done::Already`] where it is so. To suspend a device that is in quarantine is to suspend
+/// it for good.
+pub(super) fn decide(
+    id: &DeviceId,
+    status: DeviceStatus,
+    quarantined: bool,
+    act: Act,
+) -> Result<Result<DeviceStatus, Done>> {
     let next = match act {
         Act::Revoke => DeviceStatus::Revoked,
         _ if status == DeviceStatus::Revoked => return Err(revoked(id)),
         Act::Suspend => DeviceStatus::Suspended,
         Act::Resume => DeviceStatus::Active,
     };
-    Ok(if next == status { Err(Done::Already) } else { Ok(next) })
+    Ok(if next == status && !quarantined { Err(Done::Already) } else { Ok(next) })
 }
 
 pub(super) fn revoked(id: &DeviceId) -> RegistryError {
@@ -310,7 +316,7 @@ mod tests {
             (Suspended, Act::Revoke, Some(Ok(Revoked))),
             (Revoked, Act::Revoke, Some(Err(Done::Already))),
         ] {
-            assert_eq!(decide(&id, status, act).ok(), outcome, "{status:?} {act:?}");
+            assert_eq!(decide(&id, status, false, act).ok(), outcome, "{status:?} {act:?}");
         }
     }
 }

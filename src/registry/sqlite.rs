@@ -14,6 +14,7 @@ mod feed;
 mod fleets;
 mod gateways;
 mod keys;
+mod quarantine;
 mod renewals;
 mod rotations;
 mod rows;
@@ -41,11 +42,11 @@ use super::audit::os_user;
 use super::shared::{ATTEMPTS, Phase, within};
 use super::{
     Access, Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter,
-    CertificateRecord, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, EventFilter, Fate, Fleet,
-    GatewayStatus, IssuerUse, Mark, MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News,
-    NumberedCrl, OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Records, Registry, RegistryError,
-    Renewal, Result, RevokedCertificate, RevokedCertificates, RevokedFilter, Rotations, StoredEvent,
-    StoredMessage,
+    CertificateRecord, ChangeText, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, EventFilter,
+    Fate, Fleet, GatewayStatus, IssuerUse, Mark, MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey,
+    News, NumberedCrl, OPERATOR_DEADLINE, Position, Presence, QUERY_DEADLINE, Records, Registry,
+    RegistryError, Renewal, Result, RevokedCertificate, RevokedCertificates, RevokedFilter, Rotations,
+    StoredEvent, StoredMessage,
 };
 
 const READERS: u32 = 4;
@@ -288,12 +289,22 @@ impl Registry for Sqlite {
 
     async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Acted> {
         let phase = Phase::default();
-        phase.within(OPERATOR_DEADLINE, fleets::set(self, &phase, id, fleets::Part::Policy, policy)).await
+        phase
+            .within(
+                OPERATOR_DEADLINE,
+                fleets::set(self, &phase, id, fleets::Part::Policy, &|_| Ok(policy.to_owned())),
+            )
+            .await
     }
 
-    async fn set_limits(&self, id: &FleetId, limits: &str) -> Result<Acted> {
+    async fn change_limits(&self, id: &FleetId, change: &ChangeText<'_>) -> Result<Acted> {
         let phase = Phase::default();
-        phase.within(OPERATOR_DEADLINE, fleets::set(self, &phase, id, fleets::Part::Limits, limits)).await
+        phase.within(OPERATOR_DEADLINE, fleets::set(self, &phase, id, fleets::Part::Limits, change)).await
+    }
+
+    async fn change_schemas(&self, id: &FleetId, change: &ChangeText<'_>) -> Result<Acted> {
+        let phase = Phase::default();
+        phase.within(OPERATOR_DEADLINE, fleets::set(self, &phase, id, fleets::Part::Schemas, change)).await
     }
 
     async fn add_devices(&self, devices: &[NewDevice]) -> Result<()> {

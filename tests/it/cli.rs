@@ -22,6 +22,7 @@ mod message;
 mod modes;
 mod passphrase;
 mod pki;
+mod policy;
 pub(crate) mod profiles;
 mod receipt;
 mod refusals;
@@ -29,6 +30,7 @@ mod renew_cert;
 mod rewrap;
 mod rollover;
 mod rotation;
+mod schema;
 mod secrets;
 
 /// What a command says of its act, apart from where that has taken effect.

@@ -12,6 +12,7 @@ mod making_roles;
 mod own_row;
 mod pooler;
 mod postgres;
+mod quarantine;
 mod renewals;
 mod roles;
 mod rotations;

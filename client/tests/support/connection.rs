@@ -137,11 +137,13 @@ impl Serving {
             keyring,
             signer: record.key.clone(),
             policy: Arc::new(Policy::parse(POLICY).unwrap()),
+            schemas: None,
             limits: Limits {
                 max_message_bytes: 64 * 1024,
                 max_skew: Duration::from_secs(60),
                 heartbeat: setup.heartbeat,
                 rate: setup.rate,
+                ..Limits::default()
             },
             certificate_expires: NumericDate::from_seconds(4_000_000_000),
             grace_ends: None,

@@ -1,6 +1,6 @@
 //! A publish that passed every check, and the receipt that turns into its `ack`.
 
-use super::Fresh;
+use super::judge::Fresh;
 use crate::ids::{DeviceId, MessageId};
 use crate::time::NumericDate;
 
@@ -13,7 +13,7 @@ pub struct Accepted {
 
 impl Accepted {
     pub(super) fn new(fresh: &Fresh<'_>, publish: Publish) -> Self {
-        Self { publish, receipt: Receipt { seq: fresh.seq } }
+        Self { publish, receipt: Receipt { seq: fresh.seq() } }
     }
 
     /// What to store, and the receipt to bring back.

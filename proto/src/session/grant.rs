@@ -14,6 +14,7 @@ use crate::ids::{DeviceId, FleetId, KeyVersion};
 use crate::key::{KEY_BYTES, Key, Keyring};
 use crate::limits::Limits;
 use crate::policy::Policy;
+use crate::schema::Schemas;
 use crate::time::NumericDate;
 
 /// What the registry says of a device, ready for use.
@@ -29,6 +30,8 @@ pub struct Grant {
     pub signer: Key,
     /// The fleet's policy.
     pub policy: Arc<Policy>,
+    /// What its messages' data must be like, where the fleet says so.
+    pub schemas: Option<Arc<dyn Schemas>>,
     /// The session's limits.
     pub limits: Limits,
     /// When the certificate expires.
@@ -117,8 +120,6 @@ fn changed<T: PartialEq>(was: T, is: T) -> Option<T> {
 pub struct Settings {
     /// The gateway's name.
     pub gateway: Arc<str>,
-    /// This many strikes within the window end a session.
-    pub max_strikes: usize,
     /// How long a strike counts.
     pub strike_window: Duration,
     /// How long a session may stay unproven.
@@ -133,7 +134,6 @@ impl Settings {
     pub fn new(gateway: Arc<str>) -> Self {
         Self {
             gateway,
-            max_strikes: 5,
             strike_window: Duration::from_secs(60),
             proof_within: Duration::from_secs(30),
             max_subscriptions: 32,

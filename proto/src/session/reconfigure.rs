@@ -26,7 +26,7 @@ impl Session {
 
     /// The limits of the grant are others than they were.
     pub(super) fn take_limits(&mut self, was: Limits, now: Moment) {
-        self.bucket.set(self.grant.limits.rate, now.monotonic);
+        self.usage.set(&self.grant.limits, now.monotonic);
         if was.heartbeat != self.grant.limits.heartbeat {
             // Its silence so far was one that the old heartbeat allowed.
             self.heard = now.monotonic;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use doorward_proto::close::Close;
-use doorward_proto::limits::Rate;
+use doorward_proto::limits::{Limits, Rate};
 use doorward_proto::session::Settings;
 use doorward_proto::verdict::{Refusal, Verdict};
 
@@ -68,7 +68,8 @@ fn strikes_and_the_time_to_prove_are_the_new_ones() {
     };
     let mut scene = Scene::proven(grant());
     scene.session.receive("rubbish", at(0.0));
-    scene.session.reconfigure(grant().limits, strict(|settings| settings.max_strikes = 2), at(1.0));
+    let limits = Limits { strikes: 2, ..grant().limits };
+    scene.session.reconfigure(limits, settings(), at(1.0));
     scene.session.receive("rubbish", at(1.0));
     assert_eq!(scene.session.closing(), Some(Close::Strikes));
 

@@ -48,11 +48,13 @@ pub(crate) fn grant() -> Grant {
         keyring: keyring(&[1]),
         signer: key(1),
         policy: policy(POLICY),
+        schemas: None,
         limits: Limits {
             max_message_bytes: 4096,
             max_skew: Duration::from_secs(60),
             heartbeat: Duration::from_secs(30),
             rate: Rate { per_second: 100, burst: 100 },
+            ..Limits::default()
         },
         certificate_expires: at(1e9).wall,
         grace_ends: None,

@@ -20,6 +20,7 @@ pub(crate) struct Entry {
     pub(super) rest: String,
     pub(super) policy: Arc<str>,
     pub(super) limits: Arc<str>,
+    pub(super) schemas: Arc<str>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -85,6 +86,7 @@ impl Entry {
             rest: serde_json::to_string(&rest).unwrap_or_default(),
             policy: Arc::clone(&record.policy),
             limits: Arc::clone(&record.limits),
+            schemas: Arc::clone(&record.schemas),
         }
     }
 
@@ -117,6 +119,7 @@ impl Entry {
             keys: keys.collect::<Option<_>>()?,
             policy: Arc::clone(&self.policy),
             limits: Arc::clone(&self.limits),
+            schemas: Arc::clone(&self.schemas),
         })
     }
 }

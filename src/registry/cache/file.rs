@@ -20,7 +20,7 @@ use super::{Forgotten, Known, News};
 use crate::home::{self, FileError, SECRET};
 
 /// Of the layout below; a file of another one is made anew.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 /// Records in the file; the oldest make room for new ones.
 const MOST_RECORDS: i64 = 200_000;
 
@@ -30,7 +30,7 @@ const LAYOUT: &str = "
     ) STRICT;
     CREATE INDEX records_device ON records (device);
     CREATE INDEX records_fleet ON records (fleet);
-    CREATE TABLE fleets (fleet TEXT PRIMARY KEY, policy TEXT NOT NULL, limits TEXT NOT NULL) STRICT;
+    CREATE TABLE fleets (fleet TEXT PRIMARY KEY, policy TEXT NOT NULL, limits TEXT NOT NULL, schemas TEXT NOT NULL) STRICT;
     CREATE TABLE known (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         registry TEXT NOT NULL,
@@ -39,7 +39,7 @@ const LAYOUT: &str = "
         max_staleness INTEGER NOT NULL DEFAULT 0,
         signed_off INTEGER NOT NULL DEFAULT 1
     ) STRICT;
-    PRAGMA user_version = 3;
+    PRAGMA user_version = 4;
 ";
 
 pub(super) struct File(SqliteConnection);
@@ -117,7 +117,7 @@ impl File {
 
     pub(super) async fn find(&mut self, certificate: &Fingerprint) -> Result<Option<Entry>, sqlx::Error> {
         let row = sqlx::query(
-            "SELECT r.device, r.fleet, r.rest, f.policy, f.limits FROM records r JOIN fleets f ON f.fleet = r.fleet
+            "SELECT r.device, r.fleet, r.rest, f.policy, f.limits, f.schemas FROM records r JOIN fleets f ON f.fleet = r.fleet
              WHERE r.fingerprint = ?1",
         )
         .bind(certificate.to_string())
@@ -136,6 +136,7 @@ impl File {
             rest: row.try_get("rest")?,
             policy: text("policy")?,
             limits: text("limits")?,
+            schemas: text("schemas")?,
         }))
     }
 
@@ -216,13 +217,14 @@ async fn add(connection: &mut SqliteConnection, news: &News) -> Result<(), sqlx:
     let fleets: HashMap<_, _> = news.records.values().map(|entry| (&entry.fleet, entry)).collect();
     for (fleet, entry) in fleets {
         sqlx::query(
-            "INSERT INTO fleets (fleet, policy, limits) VALUES (?1, ?2, ?3)
-             ON CONFLICT (fleet) DO UPDATE SET policy = excluded.policy, limits = excluded.limits
-             WHERE policy <> excluded.policy OR limits <> excluded.limits",
+            "INSERT INTO fleets (fleet, policy, limits, schemas) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (fleet) DO UPDATE SET policy = excluded.policy, limits = excluded.limits, schemas = excluded.schemas
+             WHERE policy <> excluded.policy OR limits <> excluded.limits OR schemas <> excluded.schemas",
         )
         .bind(fleet.as_str())
         .bind(&*entry.policy)
         .bind(&*entry.limits)
+        .bind(&*entry.schemas)
         .execute(&mut *connection)
         .await?;
     }

@@ -31,6 +31,7 @@ fn record(device: &str, fleet: &str) -> Record {
         }],
         policy: Arc::from("{}"),
         limits: Arc::from(r#"{"rate_burst":1}"#),
+        schemas: Arc::from(r#"{"a":{}}"#),
     }
 }
 

@@ -12,7 +12,7 @@ pub(super) async fn look_up(registry: &Postgres, certificates: &[Fingerprint]) -
     let names: Vec<String> = certificates.iter().map(Fingerprint::to_string).collect();
     let mut connection = registry.gateway().await?;
     let found = sqlx::query(
-        "SELECT d.id AS device, d.fleet, d.status AS device_status, d.reason AS device_reason, f.policy, f.limits,
+        "SELECT d.id AS device, d.fleet, d.status AS device_status, d.reason AS device_reason, f.policy, f.limits, f.schemas,
                 c.fingerprint, c.not_after, c.status, c.valid_until, c.reason,
                 EXISTS (
                     SELECT 1 FROM certificates AS p WHERE p.fingerprint = c.renewed_from AND p.status = 'active'

@@ -218,7 +218,12 @@ pub(super) async fn set_status(
     let mut connection = registry.operator().await?;
     let mut transaction = audit::begin(registry, &mut connection).await?;
     let status = lock(&mut transaction, id).await?;
-    let done = match decide(id, status, act)? {
+    let quarantined = sqlx::query_scalar("SELECT EXISTS (SELECT FROM quarantines WHERE device = $1)")
+        .bind(id.as_str())
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(error::read)?;
+    let done = match decide(id, status, quarantined, act)? {
         Err(already) => {
             // Said again, so that the receipt is of now.
             feed::note(&mut transaction, "device", id.as_str()).await?;

@@ -3,7 +3,7 @@
 use doorward_proto::ids::FleetId;
 
 use super::super::shared::{Phase, count, fleet_id};
-use super::super::{Acted, Done, Fleet, RegistryError, Result};
+use super::super::{Acted, ChangeText, Done, Fleet, RegistryError, Result};
 use super::{Postgres, audit, error, feed, rows};
 
 pub(super) async fn add(registry: &Postgres, phase: &Phase, id: &FleetId, policy: &str) -> Result<()> {
@@ -27,7 +27,7 @@ pub(super) async fn add(registry: &Postgres, phase: &Phase, id: &FleetId, policy
 pub(super) async fn read(registry: &Postgres, id: Option<&FleetId>) -> Result<Vec<Fleet>> {
     let mut connection = registry.operator().await?;
     let found = sqlx::query(
-        "SELECT f.id, f.policy, f.limits, f.created,
+        "SELECT f.id, f.policy, f.limits, f.schemas, f.created,
                 count(*) FILTER (WHERE d.status = 'active') AS active,
                 count(*) FILTER (WHERE d.status = 'suspended') AS suspended,
                 count(*) FILTER (WHERE d.status = 'revoked') AS revoked
@@ -45,6 +45,7 @@ pub(super) async fn read(registry: &Postgres, id: Option<&FleetId>) -> Result<Ve
             id: fleet_id(rows::get(row, "id")?)?,
             policy: rows::get(row, "policy")?,
             limits: rows::get(row, "limits")?,
+            schemas: rows::get(row, "schemas")?,
             devices: [
                 count(rows::get(row, "active")?),
                 count(rows::get(row, "suspended")?),
@@ -61,6 +62,7 @@ pub(super) async fn read(registry: &Postgres, id: Option<&FleetId>) -> Result<Ve
 pub(super) enum Part {
     Policy,
     Limits,
+    Schemas,
 }
 
 pub(super) async fn set(
@@ -68,7 +70,7 @@ pub(super) async fn set(
     phase: &Phase,
     id: &FleetId,
     part: Part,
-    text: &str,
+    change: &ChangeText<'_>,
 ) -> Result<Acted> {
     let (read, write) = match part {
         Part::Policy => (
@@ -79,6 +81,10 @@ pub(super) async fn set(
             "SELECT limits FROM fleets WHERE id = $1 FOR UPDATE",
             "UPDATE fleets SET limits = $2 WHERE id = $1",
         ),
+        Part::Schemas => (
+            "SELECT schemas FROM fleets WHERE id = $1 FOR UPDATE",
+            "UPDATE fleets SET schemas = $2 WHERE id = $1",
+        ),
     };
     let mut connection = registry.operator().await?;
     let mut transaction = audit::begin(registry, &mut connection).await?;
@@ -87,22 +93,22 @@ pub(super) async fn set(
         .fetch_optional(&mut *transaction)
         .await
         .map_err(error::read)?;
-    let done = match before {
-        None => return Err(RegistryError::NotFound { kind: "fleet", id: id.to_string() }),
-        Some(before) if before == text => {
-            // Said again, so that the receipt is of now.
-            feed::note(&mut transaction, "fleet", id.as_str()).await?;
-            Done::Already
-        }
-        Some(_) => {
-            sqlx::query(write)
-                .bind(id.as_str())
-                .bind(text)
-                .execute(&mut *transaction)
-                .await
-                .map_err(error::read)?;
-            Done::Changed
-        }
+    let Some(before) = before else {
+        return Err(RegistryError::NotFound { kind: "fleet", id: id.to_string() });
+    };
+    let text = change(&before)?;
+    let done = if before == text {
+        // Said again, so that the receipt is of now.
+        feed::note(&mut transaction, "fleet", id.as_str()).await?;
+        Done::Already
+    } else {
+        sqlx::query(write)
+            .bind(id.as_str())
+            .bind(text)
+            .execute(&mut *transaction)
+            .await
+            .map_err(error::read)?;
+        Done::Changed
     };
     let acted = Acted { done, mark: feed::mark(&mut transaction).await?, session: None };
     phase.commit(transaction).await.map_err(error::commit)?;

@@ -24,7 +24,7 @@ pub(super) fn fingerprint_of(row: &PgRow) -> Result<Fingerprint> {
     fingerprint(get(row, "fingerprint")?)
 }
 
-/// `device, fleet, device_status, device_reason, policy, limits` and what a certificate is worth.
+/// `device, fleet, device_status, device_reason, policy, limits, schemas` and what a certificate is worth.
 pub(super) fn record(row: &PgRow) -> Result<Record> {
     Ok(Record {
         device: device_id(get(row, "device")?)?,
@@ -42,6 +42,7 @@ pub(super) fn record(row: &PgRow) -> Result<Record> {
         keys: Vec::new(),
         policy: Arc::from(get::<&str>(row, "policy")?),
         limits: Arc::from(get::<&str>(row, "limits")?),
+        schemas: Arc::from(get::<&str>(row, "schemas")?),
     })
 }
 

@@ -18,8 +18,13 @@ const PAGE: i64 = 5000;
 
 /// A transaction of an operator's act. [`commit`] ends it.
 pub(super) async fn begin(registry: &Sqlite) -> Result<Transaction<'static, sqlx::Sqlite>> {
+    begin_as(registry, &registry.actor).await
+}
+
+/// One of somebody else's.
+pub(super) async fn begin_as(registry: &Sqlite, actor: &str) -> Result<Transaction<'static, sqlx::Sqlite>> {
     let mut transaction = registry.begin().await?;
-    name(&mut transaction, Some(&registry.actor)).await?;
+    name(&mut transaction, Some(actor)).await?;
     Ok(transaction)
 }
 

@@ -14,7 +14,7 @@ use super::super::{
 };
 use super::rows::stamp;
 use super::store::{hex, json};
-use super::{Sqlite, audit, error, feed, rows};
+use super::{Sqlite, audit, error, feed, quarantine, rows};
 
 pub(super) async fn add(registry: &Sqlite, phase: &Phase, devices: &[NewDevice]) -> Result<()> {
     if let Some(repeated) = repeated(devices) {
@@ -196,7 +196,8 @@ pub(super) async fn set_status(
 ) -> Result<Acted> {
     let mut transaction = audit::begin(registry).await?;
     let status = lock(&mut transaction, id).await?;
-    let done = match decide(id, status, act)? {
+    let quarantined = quarantine::holds(&mut transaction, id).await?;
+    let done = match decide(id, status, quarantined, act)? {
         Err(already) => {
             // Said again, so that the receipt is of now.
             feed::note(&mut transaction, "device", id.as_str()).await?;

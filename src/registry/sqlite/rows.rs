@@ -56,7 +56,7 @@ pub(super) fn fingerprint_of(row: &SqliteRow) -> Result<Fingerprint> {
     fingerprint(get(row, "fingerprint")?)
 }
 
-/// `device, fleet, device_status, device_reason, policy, limits` and what a certificate is worth.
+/// `device, fleet, device_status, device_reason, policy, limits, schemas` and what a certificate is worth.
 pub(super) fn record(row: &SqliteRow) -> Result<Record> {
     Ok(Record {
         device: device_id(get(row, "device")?)?,
@@ -74,6 +74,7 @@ pub(super) fn record(row: &SqliteRow) -> Result<Record> {
         keys: Vec::new(),
         policy: Arc::from(get::<&str>(row, "policy")?),
         limits: Arc::from(get::<&str>(row, "limits")?),
+        schemas: Arc::from(get::<&str>(row, "schemas")?),
     })
 }
 

@@ -21,6 +21,7 @@ fn migrations() -> Migrator {
         ("rotations", include_str!("../../../migrations/sqlite/0010_rotations.sql")),
         ("custody", include_str!("../../../migrations/sqlite/0011_custody.sql")),
         ("events", include_str!("../../../migrations/sqlite/0012_events.sql")),
+        ("device_limits", include_str!("../../../migrations/sqlite/0013_device_limits.sql")),
     ])
 }
 

@@ -58,6 +58,22 @@ async fn a_fleets_limits(_: Database, desk: Desk) {
         audit.as_array().unwrap().iter().filter(|row| row["action"] == "fleet.limits").collect();
     assert_eq!(acts.len(), 2, "{audit}");
 
+    let all = "--bytes-rate 2048 --bytes-burst 4096 --outgoing-bytes 8192 --strikes 3 --connects 6 --connects-burst 10";
+    let limits = without_receipt(set(all).json())["limits"].clone();
+    assert_eq!(
+        limits,
+        json!({ "rate_per_second": 5, "message_bytes": 2048, "bytes_per_second": 2048, "bytes_burst": 4096,
+                "outgoing_bytes": 8192, "strikes": 3, "connects_per_minute": 6, "connects_burst": 10 })
+    );
+    let words = "rate 5, bytes a second 2048, bytes at once 4096, message bytes 2048, outgoing bytes 8192, strikes 3, \
+                 connections a minute 6, connections at once 10";
+    assert!(desk.run("fleet show default").done().out.contains(words));
+    set("--strikes 0").fails(2, &["strikes is 0", "1 to 1000"]);
+    set("--bytes-rate 1000").fails(2, &["bytes_per_second is 1000", "1024 to 1073741824"]);
+    let back = "--bytes-rate default --bytes-burst default --outgoing-bytes default --strikes default --connects default \
+                --connects-burst default";
+    set(back).done();
+
     set("--rate 0").fails(2, &["rate_per_second is 0", "1 to 1000000"]);
     set("--rate fast").fails(2, &["a number is needed, or 'default'"]);
     set("--message-bytes 10").fails(2, &["message_bytes is 10"]);

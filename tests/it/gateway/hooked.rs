@@ -7,16 +7,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use doorward::config::Config;
+
 use doorward::registry::custody::{Custody, Holder, KeyRow, MasterKeyUse, Resealed};
+use doorward::registry::quarantine::Quarantine;
 use doorward::registry::renewals::{
     Decision, NewRequest, Renewals, RequestSummary, Requested, Shown, WaitingRequest,
 };
 use doorward::registry::{
     Act, Acted, Applied, AuditFilter, AuditHead, AuditRow, Batch, CertificateFilter, CertificateRecord,
-    DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, EventFilter, Fate, Fleet, GatewayStatus,
-    IssuerUse, Mark, MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News, NumberedCrl, Position,
-    Presence, Records, Registry, RegistryError, Renewal, Result, RevokedCertificate, RevokedCertificates,
-    RevokedFilter, Rotations, StoredEvent, StoredMessage,
+    ChangeText, DeviceDetail, DeviceFilter, DeviceSummary, Done, Enrolment, EventFilter, Fate, Fleet,
+    GatewayStatus, IssuerUse, Mark, MessageFilter, NewCertificate, NewCrl, NewDevice, NewKey, News,
+    NumberedCrl, Position, Presence, Records, Registry, RegistryError, Renewal, Result, RevokedCertificate,
+    RevokedCertificates, RevokedFilter, Rotations, StoredEvent, StoredMessage,
 };
 use doorward_pki::Fingerprint;
 use doorward_proto::ids::{DeviceId, FleetId, KeyVersion};
@@ -237,8 +239,11 @@ impl Registry for Hooked {
     async fn set_policy(&self, id: &FleetId, policy: &str) -> Result<Acted> {
         self.asked()?.set_policy(id, policy).await
     }
-    async fn set_limits(&self, id: &FleetId, limits: &str) -> Result<Acted> {
-        self.asked()?.set_limits(id, limits).await
+    async fn change_schemas(&self, id: &FleetId, change: &ChangeText<'_>) -> Result<Acted> {
+        self.asked()?.change_schemas(id, change).await
+    }
+    async fn change_limits(&self, id: &FleetId, change: &ChangeText<'_>) -> Result<Acted> {
+        self.asked()?.change_limits(id, change).await
     }
     async fn add_devices(&self, devices: &[NewDevice]) -> Result<()> {
         self.asked()?.add_devices(devices).await
@@ -376,5 +381,21 @@ impl Custody for Hooked {
     }
     async fn finish_rewrap(&self, old: &str, next: &str, most: u64) -> Result<u64> {
         self.asked()?.finish_rewrap(old, next, most).await
+    }
+}
+
+#[async_trait]
+impl Quarantine for Hooked {
+    async fn quarantine(
+        &self,
+        id: &DeviceId,
+        gateway: &str,
+        reason: &str,
+        lasts: Option<Duration>,
+    ) -> Result<bool> {
+        self.asked()?.quarantine(id, gateway, reason, lasts).await
+    }
+    async fn end_quarantines(&self) -> Result<u64> {
+        self.asked()?.end_quarantines().await
     }
 }

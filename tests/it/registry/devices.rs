@@ -2,6 +2,7 @@
 
 use doorward::registry::{Act, CertificateStatus, DeviceFilter, DeviceStatus, Done, KeyState, RegistryError};
 use doorward_proto::ids::KeyVersion;
+use doorward_proto::limits::FleetLimits;
 
 use super::{NOON, add, certificate_of, connected, contract, device, fleet, new_device};
 use crate::support::database::Database;
@@ -18,6 +19,7 @@ contract!(
     what_a_row_says_stays,
     the_schema_refuses_nonsense,
     a_kick_needs_a_device,
+    changes_of_limits_at_the_same_time_are_all_made,
     limits_that_no_gateway_reads_are_refused,
 );
 
@@ -332,6 +334,24 @@ async fn a_kick_needs_a_device(db: Database) {
     assert!(matches!(error, RegistryError::Refused(_)), "{error:?}");
 }
 
+/// Each reads what the one before it wrote: nobody's change is lost.
+async fn changes_of_limits_at_the_same_time_are_all_made(db: Database) {
+    let fleet = fleet("default");
+    let change = |text: &str| {
+        let mut limits = FleetLimits::parse(text).unwrap();
+        limits.strikes = Some(limits.strikes.unwrap_or(0) + 1);
+        Ok(serde_json::to_string(&limits).unwrap())
+    };
+    let all = (0..20).map(|_| db.registry.change_limits(&fleet, &change));
+    for acted in futures_util::future::join_all(all).await {
+        assert_eq!(acted.unwrap().done, Done::Changed);
+    }
+    assert_eq!(db.registry.fleet(&fleet).await.unwrap().unwrap().limits, r#"{"strikes":20}"#);
+    let refused = |_: &str| Err(RegistryError::Refused("no".to_owned()));
+    assert!(matches!(db.registry.change_limits(&fleet, &refused).await, Err(RegistryError::Refused(_))));
+    assert_eq!(db.registry.fleet(&fleet).await.unwrap().unwrap().limits, r#"{"strikes":20}"#);
+}
+
 async fn limits_that_no_gateway_reads_are_refused(db: Database) {
     let set = async |limits: &str| {
         let update = db.execute(&format!("UPDATE fleets SET limits = '{limits}'")).await;
@@ -349,6 +369,8 @@ async fn limits_that_no_gateway_reads_are_refused(db: Database) {
         r#"{"rate_per_second":1}"#,
         r#"{"rate_per_second":1000000,"rate_burst":1000000,"message_bytes":16777216}"#,
         r#" { "message_bytes" : 1024 } "#,
+        r#"{"bytes_per_second":1024,"bytes_burst":1073741824,"outgoing_bytes":67108864}"#,
+        r#"{"strikes":1000,"connects_per_minute":1,"connects_burst":1000000,"renew_after_expiry":0}"#,
     ] {
         assert!(set(limits).await, "{limits}");
     }
@@ -366,6 +388,16 @@ async fn limits_that_no_gateway_reads_are_refused(db: Database) {
         r#"{"rate_burst":99999999999999999999}"#,
         r#"{"rate_burst":1,"rate_burst":2}"#,
         r#"{"message_bytes":1023}"#,
+        r#"{"bytes_per_second":1023}"#,
+        r#"{"bytes_burst":1073741825}"#,
+        r#"{"bytes_burst":0}"#,
+        r#"{"outgoing_bytes":4095}"#,
+        r#"{"outgoing_bytes":67108865}"#,
+        r#"{"strikes":0}"#,
+        r#"{"strikes":1001}"#,
+        r#"{"connects_per_minute":0}"#,
+        r#"{"connects_burst":1000001}"#,
+        r#"{"renew_after_expiry":31536001}"#,
         r#"{"rate":1}"#,
         r#"{"rate_burst":[1]}"#,
         r#"{"rate_burst":true}"#,

@@ -111,6 +111,12 @@ async fn each_role_may_do_its_own_and_no_more() {
         ("i", "SELECT refuse_renewal(1, 'ab', false)"),
         ("", "UPDATE requests SET state = 'refused'"),
         ("", "DELETE FROM requests"),
+        ("go", "SELECT * FROM quarantines"),
+        ("g", "SELECT quarantine('a', 'g1', 'x', 60)"),
+        ("g", "SELECT end_quarantines()"),
+        ("", "INSERT INTO quarantines (device, gateway) VALUES ('a', 'g1')"),
+        ("", "UPDATE quarantines SET until = now()"),
+        ("", "DELETE FROM quarantines"),
         ("oa", "SELECT * FROM rotations"),
         ("oa", "SELECT * FROM rotation_devices"),
         (

@@ -1,0 +1,191 @@
+//! What a device has used of its limits: shared by its sessions, and kept after the last of them until nothing of it
+//! counts any more. Whoever reconnects finds what was left, and not a bucket that is full again.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use doorward_proto::limits::{Bucket, Connects, Usage};
+use doorward_proto::session::Session;
+use doorward_proto::time::Moment;
+
+use crate::gateway::quarantine::Offence;
+
+/// One device's. Of this gateway: at another one it has its limits again.
+#[derive(Debug, Default)]
+pub(crate) struct Spent {
+    inside: Mutex<Inside>,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    /// Of sessions; none before the first has sent anything.
+    usage: Option<Usage>,
+    attempts: Attempts,
+    offences: Offences,
+}
+
+impl Spent {
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        // Whole after each statement.
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a session has used so far.
+    pub(crate) fn note(&self, session: &Session, now: Moment) {
+        // By the limits that the session has now.
+        let (mut usage, mut inside) = (session.usage().clone(), self.lock());
+        if let Some(known) = &inside.usage {
+            usage.join(known, now.monotonic);
+        }
+        inside.usage = Some(usage);
+    }
+
+    /// Tells a session what the others have used.
+    pub(crate) fn tell(&self, session: &mut Session, now: Moment) {
+        if let Some(usage) = &self.lock().usage {
+            session.take_in(usage, now);
+        }
+    }
+
+    /// The device connects; or how long it has to wait before it may.
+    pub(crate) fn connect(&self, from: IpAddr, connects: Connects, now: Duration) -> Result<(), Duration> {
+        self.lock().attempts.take(place(from), connects, now)
+    }
+
+    /// A session from there has been proven.
+    pub(crate) fn proven(&self, from: IpAddr) {
+        self.lock().attempts.home = Some(place(from));
+    }
+
+    /// The device has sent what it should not; how many of the kind that makes within the window.
+    pub(crate) fn offend(&self, offence: Offence, window: Duration, now: Duration) -> usize {
+        self.lock().offences.add(offence, window, now)
+    }
+
+    /// What it has sent has been dealt with.
+    pub(crate) fn forgive(&self) {
+        self.lock().offences = Offences::default();
+    }
+
+    /// Whether a full bucket and no strike are all that is left.
+    pub(super) fn is_over(&self, now: Duration) -> bool {
+        let inside = self.lock();
+        let full = |bucket: &Option<Bucket>| bucket.as_ref().is_none_or(|bucket| bucket.is_full(now));
+        inside.usage.as_ref().is_none_or(|usage| usage.is_over(now))
+            && !inside.offences.count(now)
+            && full(&inside.attempts.at_home)
+            && full(&inside.attempts.elsewhere)
+    }
+}
+
+/// Counted from the first of them on, for one window.
+#[derive(Debug, Default)]
+struct Offences {
+    since: Duration,
+    window: Duration,
+    counts: [usize; Offence::ALL.len()],
+}
+
+impl Offences {
+    fn add(&mut self, offence: Offence, window: Duration, now: Duration) -> usize {
+        if !self.count(now) {
+            *self = Self { since: now, ..Self::default() };
+        }
+        self.window = window;
+        let place = Offence::ALL.iter().position(|other| *other == offence);
+        place.and_then(|place| self.counts.get_mut(place)).map_or(0, |count| {
+            *count += 1;
+            *count
+        })
+    }
+
+    /// Whether there are any that still count.
+    fn count(&self, now: Duration) -> bool {
+        self.counts.iter().any(|count| *count > 0) && now.saturating_sub(self.since) < self.window
+    }
+}
+
+/// A device's connections, in two buckets: who has stolen its certificate alone can use up the one for strange places, and
+/// the device, where it was proven last, comes in by the other.
+#[derive(Debug, Default)]
+struct Attempts {
+    home: Option<IpAddr>,
+    at_home: Option<Bucket>,
+    elsewhere: Option<Bucket>,
+}
+
+impl Attempts {
+    fn take(&mut self, from: IpAddr, connects: Connects, now: Duration) -> Result<(), Duration> {
+        let bucket = if self.home == Some(from) { &mut self.at_home } else { &mut self.elsewhere };
+        let rate = connects.rate();
+        let bucket = bucket.get_or_insert_with(|| Bucket::new(rate));
+        bucket.set(rate, now);
+        bucket.take(Connects::TOKENS, now)
+    }
+}
+
+/// An address as one place: of IPv6 the first 64 bits, for the rest is the host's to choose (RFC 8981).
+fn place(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(1000);
+    const CONNECTS: Connects = Connects { per_minute: 6, burst: 3 };
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_device_connects_as_often_as_it_may_and_is_told_when_to_come_back() {
+        let spent = Spent::default();
+        let connect = |now: Duration| spent.connect(ip("192.0.2.1"), CONNECTS, now);
+        assert!((0..3).all(|_| connect(NOW).is_ok()));
+        assert_eq!(connect(NOW), Err(Duration::from_secs(10)));
+        assert!(!spent.is_over(NOW));
+        assert_eq!(connect(NOW + Duration::from_secs(10)), Ok(()));
+        assert_eq!(connect(NOW + Duration::from_secs(10)), Err(Duration::from_secs(10)));
+        assert!(spent.is_over(NOW + Duration::from_secs(40)), "full again, and forgotten");
+    }
+
+    #[test]
+    fn who_has_stolen_a_certificate_does_not_keep_the_device_out_that_was_proven() {
+        let spent = Spent::default();
+        spent.proven(ip("192.0.2.1"));
+        while spent.connect(ip("198.51.100.7"), CONNECTS, NOW).is_ok() {}
+        assert!(spent.connect(ip("203.0.113.9"), CONNECTS, NOW).is_err(), "strange places are one");
+        assert_eq!(spent.connect(ip("::ffff:192.0.2.1"), CONNECTS, NOW), Ok(()));
+        // One that moves about does not get a full bucket with each place.
+        assert!((0..2).all(|_| spent.connect(ip("192.0.2.1"), CONNECTS, NOW).is_ok()));
+        spent.proven(ip("203.0.113.9"));
+        assert!(spent.connect(ip("203.0.113.9"), CONNECTS, NOW).is_err());
+    }
+
+    #[test]
+    fn the_part_of_an_address_that_a_host_chooses_is_no_other_place() {
+        assert_eq!(place(ip("2001:db8:1:2:3:4:5:6")), ip("2001:db8:1:2::"));
+        assert_ne!(place(ip("2001:db8:1:2::1")), place(ip("2001:db8:1:3::1")));
+        assert_eq!(place(ip("192.0.2.1")), ip("192.0.2.1"));
+    }
+
+    #[test]
+    fn offences_count_for_a_window_from_the_first_on() {
+        let (spent, window) = (Spent::default(), Duration::from_secs(600));
+        assert_eq!(spent.offend(Offence::Forged, window, NOW), 1);
+        assert_eq!(spent.offend(Offence::Replayed, window, NOW), 1, "each kind for itself");
+        assert_eq!(spent.offend(Offence::Forged, window, NOW + window / 2), 2);
+        assert!(!spent.is_over(NOW + window / 2));
+        assert!(spent.is_over(NOW + window));
+        assert_eq!(spent.offend(Offence::Forged, window, NOW + window), 1);
+        spent.forgive();
+        assert!(spent.is_over(NOW + window));
+    }
+}
