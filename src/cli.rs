@@ -14,6 +14,7 @@ mod crl;
 mod custody;
 mod demo;
 mod device;
+mod explain;
 mod failure;
 mod fleet;
 mod gateway;
@@ -92,6 +93,8 @@ enum Command {
     /// Devices and their credentials
     #[command(subcommand)]
     Device(Box<device::Device>),
+    /// Why a device can or cannot connect and publish now, and what mends it
+    Explain(explain::Explain),
     /// Certificates of devices
     #[command(subcommand)]
     Cert(cert::Cert),
@@ -148,6 +151,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Issuer(issuer) => issuer.run(&shared).await,
         Command::Fleet(fleet) => fleet.run(&shared).await,
         Command::Device(device) => device.run(&shared).await,
+        Command::Explain(explain) => explain.run(&shared).await,
         Command::Cert(cert) => cert.run(&shared).await,
         Command::Pki(pki) => pki.run(&shared).await,
         Command::Rotation(rotation) => rotation.run(&shared).await,

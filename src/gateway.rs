@@ -18,7 +18,7 @@ mod upkeep;
 mod watch;
 mod witness;
 
-pub(crate) use live::Live;
+pub(crate) use live::{Live, own_of};
 pub use own::Signer;
 pub(crate) use records::Source;
 pub use reload::{ReloadError, Reloaded};

@@ -13,6 +13,7 @@ mod audit;
 mod certificates;
 pub mod custody;
 mod gateways;
+pub mod insight;
 mod messages;
 mod record;
 pub mod renewals;
@@ -344,7 +345,9 @@ pub struct News {
 /// A wrong answer is worse than none: an implementation that does not know says so with an error. A `None` from
 /// [`Registry::look_up`] means that the registry was read and has no such row.
 #[async_trait]
-pub trait Registry: renewals::Renewals + custody::Custody + Send + Sync + 'static {
+pub trait Registry:
+    renewals::Renewals + custody::Custody + insight::Insights + Send + Sync + 'static
+{
     /// Where it is, without a password: what is known of one registry is worth nothing at another.
     fn place(&self) -> &str;
 

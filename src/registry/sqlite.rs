@@ -12,6 +12,7 @@ mod error;
 mod feed;
 mod fleets;
 mod gateways;
+mod insight;
 mod keys;
 mod renewals;
 mod rotations;

@@ -9,6 +9,7 @@ mod config;
 mod crl;
 mod csr;
 mod device;
+mod explain;
 mod external_ca;
 mod fleet;
 mod gateway;

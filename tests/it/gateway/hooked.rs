@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use doorward::config::Config;
 use doorward::registry::custody::{Custody, Holder, KeyRow, MasterKeyUse, Resealed};
+use doorward::registry::insight::{Insight, Insights};
 use doorward::registry::renewals::{
     Decision, NewRequest, Renewals, RequestSummary, Requested, Shown, WaitingRequest,
 };
@@ -373,5 +374,12 @@ impl Custody for Hooked {
     }
     async fn finish_rewrap(&self, old: &str, next: &str, most: u64) -> Result<u64> {
         self.asked()?.finish_rewrap(old, next, most).await
+    }
+}
+
+#[async_trait]
+impl Insights for Hooked {
+    async fn insight(&self, device: &DeviceId, fleet: &FleetId) -> Result<Insight> {
+        self.asked()?.insight(device, fleet).await
     }
 }
