@@ -11,6 +11,8 @@ pub mod config;
 mod connection;
 mod crl_server;
 pub mod entropy;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gateway;
 pub mod home;
 mod http;
