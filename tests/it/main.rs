@@ -6,5 +6,6 @@ mod cli;
 mod gateway;
 mod registry;
 mod support;
+mod threat_model;
 mod tidy;
 mod whole;
