@@ -32,9 +32,9 @@ const CLOCKS_DIFFER: Duration = Duration::from_secs(2);
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  doorward explain press-7\n  doorward explain press-7 --gateway plant-2 --json\n\n\
-    It asks what a gateway asks, in the same order, by this home's configuration and master key, and names the first\n\
-    thing that is wrong with the command that mends it. Exit code 0: it may connect and publish; 4: it may not;\n\
-    3: there is no such device or gateway; 1: that cannot be told from here."
+    It asks what a gateway asks, in its order, by this home's configuration and master key, and names\n\
+    the first thing that is wrong with the command that mends it. Exit code 0: it may connect and\n\
+    publish; 4: it may not; 3: no such device or gateway; 1: that cannot be told from here."
 )]
 pub(super) struct Explain {
     /// The device's id
