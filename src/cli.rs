@@ -15,6 +15,7 @@ mod custody;
 mod demo;
 mod device;
 mod event;
+mod explain;
 mod failure;
 mod fleet;
 mod follow;
@@ -99,6 +100,8 @@ enum Command {
     /// Devices and their credentials
     #[command(subcommand)]
     Device(Box<device::Device>),
+    /// Why a device can or cannot connect and publish now, and what mends it
+    Explain(explain::Explain),
     /// Certificates of devices
     #[command(subcommand)]
     Cert(cert::Cert),
@@ -159,6 +162,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Fleet(fleet) => fleet.run(&shared).await,
         Command::Policy(policy) => policy.run(&shared).await,
         Command::Device(device) => device.run(&shared).await,
+        Command::Explain(explain) => explain.run(&shared).await,
         Command::Cert(cert) => cert.run(&shared).await,
         Command::Pki(pki) => pki.run(&shared).await,
         Command::Rotation(rotation) => rotation.run(&shared).await,

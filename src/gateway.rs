@@ -22,7 +22,7 @@ mod upkeep;
 mod watch;
 mod witness;
 
-pub(crate) use live::Live;
+pub(crate) use live::{Live, own_of};
 pub(crate) use mailbox::MAX_DELIVERY_BYTES;
 pub use own::Signer;
 pub(crate) use records::Source;

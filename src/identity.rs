@@ -18,7 +18,7 @@ use doorward_proto::time::NumericDate;
 
 use crate::clock;
 use crate::master::MasterKeys;
-use crate::registry::{CertificateStatus, DeviceStatus, KeyState, Record};
+use crate::registry::{CertificateStatus, DeviceStatus, KeyState, Record, SealedKey};
 use crate::schema::SchemaSet;
 
 /// Why a device is not let in: the `type` of the problem document.
@@ -217,6 +217,30 @@ pub(crate) fn asks_from(leaf: &Leaf, fingerprint: &Fingerprint) -> NumericDate {
     NumericDate::since_epoch(begins + lifetime / 3 * 2 + own)
 }
 
+/// The key version that a gateway signs a session with: the one that was asked for, else the newest that was confirmed.
+pub(crate) fn signs_with(
+    record: &Record,
+    asked: Option<KeyVersion>,
+    now: NumericDate,
+) -> Result<KeyVersion, Denied> {
+    let confirmed = record.keys.iter().filter(|key| key.state == KeyState::Active).map(|key| key.version);
+    let version = asked.or(confirmed.max());
+    let holds = |key: &SealedKey| {
+        key.state != KeyState::Retired && key.grace_until.is_none_or(|end| now < clock::numeric(end))
+    };
+    version
+        .filter(|version| record.keys.iter().any(|key| key.version == *version && holds(key)))
+        .ok_or_else(|| no_key(version))
+}
+
+fn no_key(version: Option<KeyVersion>) -> Denied {
+    let detail = match version {
+        Some(version) => format!("key version {version} is none of this device's that hold"),
+        None => "this device has no key that holds; 'doorward device show' lists them".to_owned(),
+    };
+    Denied::new(Problem::KeyUnknown, detail)
+}
+
 /// What a session brings beside its record.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked {
@@ -243,9 +267,10 @@ pub(crate) struct Own {
     pub(crate) late: Duration,
 }
 
-impl Rules {
-    fn lateness(&self, own: Own) -> Duration {
-        self.limits.renew_after_expiry.map_or(own.late, |seconds| Duration::from_secs(seconds.into()))
+impl Own {
+    /// How long after its end a certificate of such a fleet may renew itself.
+    pub(crate) fn lateness(&self, fleet: &FleetLimits) -> Duration {
+        fleet.renew_after_expiry.map_or(self.late, |seconds| Duration::from_secs(seconds.into()))
     }
 }
 
@@ -275,13 +300,13 @@ impl Granter {
     /// How long after its end a certificate of this record's may renew itself.
     pub(crate) fn lateness(&self, record: &Record) -> Result<Duration, Denied> {
         let own = **self.own.load();
-        self.rules(record).map(|rules| rules.lateness(own))
+        self.rules(record).map(|rules| own.lateness(&rules.limits))
     }
 
     /// A record, ready for use.
     pub(crate) fn grant(&self, record: &Record, asked: Asked, now: NumericDate) -> Result<Grant, Denied> {
         let mut keyring = Keyring::default();
-        let (mut active, mut pending) = (None, None);
+        let mut pending = None;
         for sealed in &record.keys {
             if sealed.state == KeyState::Retired {
                 continue;
@@ -291,25 +316,15 @@ impl Granter {
                 Denied::new(Problem::Unavailable, "the gateway cannot use this device's key; its log says why")
             })?;
             keyring.add(Key::new(sealed.version, &bytes), sealed.grace_until.map(clock::numeric));
-            match sealed.state {
-                KeyState::Active => active = active.max(Some(sealed.version)),
-                KeyState::Pending => {
-                    let (version, grace) = (sealed.version, sealed.grace);
-                    pending = Some(Box::new(PendingKey { version, key: bytes, grace }));
-                }
-                KeyState::Grace | KeyState::Retired => {}
+            if sealed.state == KeyState::Pending {
+                let (version, grace) = (sealed.version, sealed.grace);
+                pending = Some(Box::new(PendingKey { version, key: bytes, grace }));
             }
         }
-        let version = asked.key.or(active);
-        let Some(signer) = version.and_then(|version| keyring.find(version, now)).cloned() else {
-            let detail = match version {
-                Some(version) => format!("key version {version} is none of this device's that hold"),
-                None => "this device has no key that holds; 'doorward device show' lists them".to_owned(),
-            };
-            return Err(Denied::new(Problem::KeyUnknown, detail));
-        };
+        let version = signs_with(record, asked.key, now)?;
+        let signer = keyring.find(version, now).cloned().ok_or_else(|| no_key(Some(version)))?;
         let (rules, own) = (self.rules(record)?, **self.own.load());
-        let late = rules.lateness(own);
+        let late = own.lateness(&rules.limits);
         let certificate = &record.certificate;
         let ended = clock::numeric(certificate.not_after);
         let is_late = now >= ended;

@@ -14,6 +14,8 @@ mod connection;
 mod crl_server;
 pub mod entropy;
 mod fold;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gateway;
 pub mod home;
 mod http;

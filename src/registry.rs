@@ -14,6 +14,7 @@ mod certificates;
 pub mod custody;
 mod events;
 mod gateways;
+pub mod insight;
 mod messages;
 pub mod quarantine;
 mod record;
@@ -353,7 +354,7 @@ pub struct News {
 /// [`Registry::look_up`] means that the registry was read and has no such row.
 #[async_trait]
 pub trait Registry:
-    renewals::Renewals + custody::Custody + quarantine::Quarantine + Send + Sync + 'static
+    renewals::Renewals + custody::Custody + quarantine::Quarantine + insight::Insights + Send + Sync + 'static
 {
     /// Where it is, without a password: what is known of one registry is worth nothing at another.
     fn place(&self) -> &str;

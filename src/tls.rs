@@ -1,8 +1,10 @@
 //! The gateway's TLS: a client certificate from a device CA, or nothing (docs/protocol.md §1, step 1).
 
+mod asked;
 mod files;
 mod trust;
 
+pub(crate) use asked::Door;
 pub(crate) use trust::{Origin, Trust};
 
 use std::cell::RefCell;

@@ -1,12 +1,16 @@
 //! What the devices of a fleet may do: rules of allow and deny over actions and channel filters. Deny wins, and what
 //! no rule allows is denied.
 
+mod reach;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::channel::{self, Filter, Level};
 use crate::ids::{DeviceId, FleetId};
+
+pub use reach::Reach;
 
 /// The most rules of a policy, and the most channel patterns of a rule.
 pub const MAX_RULES: usize = 64;

@@ -59,6 +59,11 @@ impl Failure {
         Self { code: 4, ..Self::new(what) }
     }
 
+    /// The answer is no, or nobody knows: it was given on standard output, and only the exit code is left to say so.
+    pub(super) fn answered(code: u8) -> Self {
+        Self { code, what: String::new(), next: None, done: false }
+    }
+
     /// What and why, without what to do about it.
     pub(super) fn what(&self) -> &str {
         &self.what
@@ -91,6 +96,9 @@ impl Failure {
 
     /// Says so on standard error.
     pub(super) fn report(&self) -> ExitCode {
+        if self.what.is_empty() {
+            return ExitCode::from(self.code);
+        }
         let (lead, indent) = if self.done { ("", "") } else { ("error: ", "       ") };
         output::say(format!("{lead}{}", self.what));
         if let Some(next) = &self.next {

@@ -21,19 +21,7 @@ pub(crate) struct Live {
 
 impl Live {
     pub(super) fn new(config: Config, tls: Arc<Material>) -> Self {
-        let limits = Limits {
-            max_message_bytes: config.limits.message_bytes,
-            max_skew: config.session.max_skew.0,
-            heartbeat: config.session.heartbeat.0,
-            rate: Rate { per_second: config.limits.rate_per_second, burst: config.limits.rate_burst },
-            bytes: Rate { per_second: config.limits.bytes_per_second, burst: config.limits.bytes_burst },
-            strikes: config.limits.strikes,
-            outgoing_bytes: config.limits.outgoing_bytes,
-            connects: Connects {
-                per_minute: config.limits.connects_per_minute,
-                burst: config.limits.connects_burst,
-            },
-        };
+        let limits = own_of(&config).limits;
         let settings = Settings {
             strike_window: config.limits.strike_window.0,
             proof_within: config.session.proof_within.0,
@@ -50,11 +38,29 @@ impl Live {
 
     /// What a fleet has where it does not say otherwise.
     pub(super) fn own(&self) -> Own {
-        Own { limits: self.limits, late: self.config.certificates.renew_after_expiry.0 }
+        own_of(&self.config)
     }
 
     /// How long a publish may wait for the store before it is `unavailable`.
     pub(super) fn patience(&self) -> std::time::Duration {
         self.limits.max_skew / 10
     }
+}
+
+/// What a gateway of this configuration has where a fleet does not say otherwise.
+pub(crate) fn own_of(config: &Config) -> Own {
+    let limits = Limits {
+        max_message_bytes: config.limits.message_bytes,
+        max_skew: config.session.max_skew.0,
+        heartbeat: config.session.heartbeat.0,
+        rate: Rate { per_second: config.limits.rate_per_second, burst: config.limits.rate_burst },
+        bytes: Rate { per_second: config.limits.bytes_per_second, burst: config.limits.bytes_burst },
+        strikes: config.limits.strikes,
+        outgoing_bytes: config.limits.outgoing_bytes,
+        connects: Connects {
+            per_minute: config.limits.connects_per_minute,
+            burst: config.limits.connects_burst,
+        },
+    };
+    Own { limits, late: config.certificates.renew_after_expiry.0 }
 }

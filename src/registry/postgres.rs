@@ -11,6 +11,7 @@ mod events;
 mod feed;
 mod fleets;
 mod gateways;
+mod insight;
 mod keys;
 mod quarantine;
 mod renewals;

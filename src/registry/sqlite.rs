@@ -13,6 +13,7 @@ mod events;
 mod feed;
 mod fleets;
 mod gateways;
+mod insight;
 mod keys;
 mod quarantine;
 mod renewals;

@@ -10,6 +10,7 @@ mod crl;
 mod csr;
 mod device;
 mod event;
+mod explain;
 mod external_ca;
 mod fleet;
 mod gateway;

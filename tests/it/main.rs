@@ -7,5 +7,6 @@ mod deploy;
 mod gateway;
 mod registry;
 mod support;
+mod threat_model;
 mod tidy;
 mod whole;

@@ -3,7 +3,7 @@
 use crate::support::command::{Desk, Ran};
 
 /// Every command that there is.
-const COMMANDS: [&str; 42] = [
+const COMMANDS: [&str; 43] = [
     "init",
     "demo",
     "gateway run",
@@ -22,6 +22,7 @@ const COMMANDS: [&str; 42] = [
     "device kick",
     "device rotate-key",
     "device rotate-cert",
+    "explain",
     "rotation list",
     "rotation show",
     "rotation stop",

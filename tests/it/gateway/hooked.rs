@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use doorward::config::Config;
 
 use doorward::registry::custody::{Custody, Holder, KeyRow, MasterKeyUse, Resealed};
+use doorward::registry::insight::{Insight, Insights};
 use doorward::registry::quarantine::Quarantine;
 use doorward::registry::renewals::{
     Decision, NewRequest, Renewals, RequestSummary, Requested, Shown, WaitingRequest,
@@ -397,5 +398,12 @@ impl Quarantine for Hooked {
     }
     async fn end_quarantines(&self) -> Result<u64> {
         self.asked()?.end_quarantines().await
+    }
+}
+
+#[async_trait]
+impl Insights for Hooked {
+    async fn insight(&self, device: &DeviceId, fleet: &FleetId) -> Result<Insight> {
+        self.asked()?.insight(device, fleet).await
     }
 }
