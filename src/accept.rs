@@ -55,6 +55,8 @@ pub(crate) type Stream = Box<TlsStream<Counted>>;
 
 /// Between tries of `accept` when it fails for want of a descriptor or of memory.
 const BACK_OFF: Duration = Duration::from_millis(50);
+/// Descriptors that are kept for that.
+const RESERVE: usize = 8;
 /// How many are closed then before the next try: as many as a backlog holds, and a bound.
 const CLEARED_AT_ONCE: usize = 1024;
 /// How long a refused peer may take to read its refusal.
@@ -94,9 +96,10 @@ impl Drop for Place<'_> {
 
 /// Accepts until it is told to stop.
 pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: CancellationToken) {
-    // One descriptor in reserve: when none is left it is given up for a moment to accept and close what waits, so that
-    // the backlog does not fill with the dead.
-    let mut reserve = File::open("/dev/null").ok();
+    // Descriptors in reserve: when none is left one is given up for a moment to accept and close what waits, so that the
+    // backlog does not fill with the dead. Whoever else opens a file in that moment may take it: so there are some more.
+    let mut reserve = Vec::new();
+    keep_in_reserve(&mut reserve);
     let mut complained = None;
     loop {
         let accepted = tokio::select! {
@@ -108,7 +111,10 @@ pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: Canc
             Err(_) => gateway.counters.accept_failed(),
         }
         match accepted {
-            Ok((tcp, peer)) => door::enter(&gateway, tcp, peer),
+            Ok((tcp, peer)) => {
+                keep_in_reserve(&mut reserve);
+                door::enter(&gateway, tcp, peer);
+            }
             // The peer was gone before it was accepted: nothing of ours.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -117,7 +123,7 @@ pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: Canc
                     complained = Some(now);
                     warn!(%error, "cannot accept; raise the limit of open files (LimitNOFILE, ulimit -n) or lower limits.connections");
                 }
-                drop(reserve.take());
+                drop(reserve.pop());
                 // One after the other, each by the descriptor that the one before has given back.
                 for _ in 0..CLEARED_AT_ONCE {
                     let Ok(Ok((tcp, peer))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await
@@ -128,10 +134,18 @@ pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: Canc
                     debug!(%peer, "closed: no descriptor is left for it");
                     drop(tcp);
                 }
-                reserve = File::open("/dev/null").ok();
+                keep_in_reserve(&mut reserve);
                 tokio::time::sleep(BACK_OFF).await;
             }
         }
+    }
+}
+
+fn keep_in_reserve(reserve: &mut Vec<File>) {
+    while reserve.len() < RESERVE
+        && let Ok(file) = File::open("/dev/null")
+    {
+        reserve.push(file);
     }
 }
 

@@ -14,6 +14,8 @@ use crate::identity::{Denied, Problem};
 const MAX_HEAD: usize = 8 << 10;
 /// The most header lines.
 const MAX_HEADERS: usize = 48;
+/// The most pieces that a head may come in. Each is parsed with what came before: one that drips costs the square of its length.
+const MAX_PIECES: usize = 1024;
 
 /// What matters of a request.
 #[derive(Debug)]
@@ -50,7 +52,7 @@ pub(crate) async fn read_head(
     rest: &mut Vec<u8>,
 ) -> Result<Request, HeadError> {
     let mut head = Vec::with_capacity(1024);
-    loop {
+    for _ in 0..MAX_PIECES {
         if stream.read_buf(&mut head).await.map_err(HeadError::Io)? == 0 {
             return Err(HeadError::Io(std::io::ErrorKind::UnexpectedEof.into()));
         }
@@ -72,6 +74,7 @@ pub(crate) async fn read_head(
             Err(_) => return Err(HeadError::Malformed("the request is not well-formed HTTP/1.1")),
         }
     }
+    Err(HeadError::Malformed("the request comes in more than 1024 pieces"))
 }
 
 impl Request {
@@ -258,6 +261,35 @@ mod tests {
         assert_eq!(judge(GOOD).unwrap().accept, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         let with_key = judge(&GOOD.replace("/v1/device", "/v1/device?key=2")).unwrap();
         assert_eq!(with_key.key.map(KeyVersion::get), Some(2));
+    }
+
+    /// What comes byte by byte.
+    struct Dripping<'a>(&'a [u8]);
+
+    impl AsyncRead for Dripping<'_> {
+        fn poll_read(
+            mut self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            buffer: &mut tokio::io::ReadBuf<'_>,
+        ) -> std::task::Poll<std::io::Result<()>> {
+            if let Some((first, rest)) = self.0.split_first() {
+                buffer.put_slice(&[*first]);
+                self.0 = rest;
+            }
+            std::task::Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn a_head_may_drip_and_not_for_ever() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let read = |head: &str| {
+            runtime.block_on(read_head(&mut Dripping(head.as_bytes()), &mut Vec::new())).map(drop)
+        };
+        read(GOOD).unwrap();
+        let long = GOOD.replace("Host: x", &format!("Host: x\r\nX-Padding: {}", "x".repeat(1000)));
+        let error = read(&long).unwrap_err();
+        assert!(matches!(error, HeadError::Malformed(why) if why.contains("1024 pieces")), "{error:?}");
     }
 
     #[test]

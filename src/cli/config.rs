@@ -87,5 +87,6 @@ fn show(shared: &Shared) -> Outcome {
 
 /// Rounded up.
 fn mib(bytes: usize) -> String {
-    format!("{} MiB", bytes.div_ceil(1 << 20))
+    let tenths = bytes.saturating_mul(10).div_ceil(1 << 20);
+    format!("{}.{} MiB", tenths / 10, tenths % 10)
 }

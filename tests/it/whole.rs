@@ -219,7 +219,7 @@ async fn simulate(database: &Database, desk: &Desk, gateway: &Running, scenario:
 
 async fn honest_fleets_lose_nothing(database: Database, desk: Desk) {
     let gateway = Running::start(&desk);
-    for scenario in [Scenario::Steady, Scenario::Burst, Scenario::SkewedClock] {
+    for scenario in [Scenario::Steady, Scenario::Burst, Scenario::SkewedClock, Scenario::ReconnectStorm] {
         let report = simulate(&database, &desk, &gateway, scenario).await;
         assert!(report.messages.accepted > 0 && report.messages.lost == 0, "{report:#?}");
     }
@@ -229,9 +229,17 @@ async fn hostile_fleets_gain_nothing(database: Database, desk: Desk) {
     let config = desk.home("config.toml");
     let text = std::fs::read_to_string(&config).unwrap();
     let text = text.replace("proof_within = \"30s\"", "proof_within = \"2s\"");
+    let text = text.replace("_timeout = \"15s\"", "_timeout = \"2s\"");
     std::fs::write(&config, text).unwrap();
     let gateway = Running::start(&desk);
-    for scenario in [Scenario::Replay, Scenario::Forge, Scenario::StolenCertificate, Scenario::WrongCa] {
+    for scenario in [
+        Scenario::Replay,
+        Scenario::Forge,
+        Scenario::StolenCertificate,
+        Scenario::WrongCa,
+        Scenario::Oversize,
+        Scenario::SlowHandshake,
+    ] {
         let report = simulate(&database, &desk, &gateway, scenario).await;
         assert!(!report.attacks.is_empty(), "{report:#?}");
         for attack in &report.attacks {

@@ -44,7 +44,10 @@ async fn one(context: &Context, attacker: usize, index: usize, round: usize, att
             tokio::time::sleep(Duration::from_millis(100)).await;
             return attacks.saw(name, EXPECTED, id, None);
         }
-        Err(error) => return attacks.untried(name, EXPECTED, id, &error),
+        Err(error) => {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            return attacks.untried(name, EXPECTED, id, &error);
+        }
     };
     let now = probe.time();
     let (seq, payload) = probe.publish(id, now);

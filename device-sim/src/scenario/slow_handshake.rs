@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use doorward_client::connection::{ConnectError, Phase};
 use rustls::ClientConfig;
 use tokio::io::AsyncWriteExt as _;
 use tokio::task::JoinSet;
@@ -69,8 +70,8 @@ async fn one(
         let mut stream = match context.dial(tls, local).secure().await {
             Ok(secured) => secured.stream,
             // An address that has failed too often gets no further: an end, too.
-            Err(doorward_client::connection::ConnectError::Local(error)) => return Err(error),
-            Err(_) => return Ok(true),
+            Err(ConnectError::Alert(_) | ConnectError::Network { phase: Phase::Tls, .. }) => return Ok(true),
+            Err(error) => return Err(io::Error::other(error)),
         };
         let request = request();
         let _ = stream.write_all(request.as_bytes().get(..40).unwrap_or_default()).await;
@@ -79,8 +80,6 @@ async fn one(
     }
     let mut tcp = match tcp(context.gateway, local).await {
         Ok(tcp) => tcp,
-        // Refused before it is accepted.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(error),
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(true),
         Err(error) => return Err(error),
     };
