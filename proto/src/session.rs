@@ -130,10 +130,15 @@ impl Session {
         &self.grant.limits
     }
 
-    /// What the device has used of its limits, in this session and in those that it has taken in.
+    /// What goes with the device into its next session: all that it has used of its rates, and its strikes where they have
+    /// closed this one. Whoever was not closed for a few begins the next session without them.
     #[must_use]
-    pub fn usage(&self) -> &Usage {
-        &self.usage
+    pub fn usage(&self) -> Usage {
+        let mut usage = self.usage.clone();
+        if self.closing != Some(Close::Strikes) {
+            usage.forget_strikes();
+        }
+        usage
     }
 
     /// Takes in what the device has used in other sessions: before the first frame, or when one of them ends by this one.

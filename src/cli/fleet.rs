@@ -135,9 +135,10 @@ async fn show(shared: &Shared, id: &FleetId) -> Outcome {
     let [active, suspended, revoked] = fleet.devices;
     let policy: serde_json::Value = serde_json::from_str(&fleet.policy)?;
     output::print(&format!(
-        "fleet    {id}\ncreated  {}\ndevices  {active} active, {suspended} suspended, {revoked} revoked\nlimits   {}\npolicy   {}",
+        "fleet    {id}\ncreated  {}\ndevices  {active} active, {suspended} suspended, {revoked} revoked\nlimits   {}\nschemas  {}\npolicy   {}",
         output::time(fleet.created),
         limits::in_words(&fleet.limits),
+        schema::in_words(&fleet.schemas),
         serde_json::to_string_pretty(&policy)?.replace('\n', "\n         ")
     ))
 }
@@ -146,11 +147,13 @@ fn as_json(fleet: &registry::Fleet) -> Result<serde_json::Value, serde_json::Err
     let [active, suspended, revoked] = fleet.devices;
     let policy: &RawValue = serde_json::from_str(&fleet.policy)?;
     let limits: &RawValue = serde_json::from_str(&fleet.limits)?;
+    let schemas: &RawValue = serde_json::from_str(&fleet.schemas)?;
     Ok(json!({
         "fleet": fleet.id,
         "created": output::time(fleet.created),
         "devices": { "active": active, "suspended": suspended, "revoked": revoked },
         "policy": policy,
         "limits": limits,
+        "schemas": schemas,
     }))
 }

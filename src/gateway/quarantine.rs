@@ -111,9 +111,15 @@ impl Gateway {
         if section.mode == QuarantineMode::Off || most == 0 || !(proven || section.unproven) {
             return;
         }
-        if handle.spent.offend(offence, section.window.0, clock::now().monotonic) >= most {
-            handle.spent.forgive();
-            self.begin(section, handle, peer, offence, most);
+        let many = handle.spent.offend(offence, section.window.0, clock::now().monotonic);
+        match section.mode {
+            QuarantineMode::On if many >= most => {
+                handle.spent.forgive();
+                self.begin(section, handle, peer, offence, most);
+            }
+            // Once in a window: what is not suspended goes on.
+            QuarantineMode::DryRun if many == most => self.begin(section, handle, peer, offence, most),
+            _ => {}
         }
     }
 
@@ -137,9 +143,12 @@ impl Gateway {
             None => "until it is resumed".to_owned(),
         };
         let detail = if section.mode == QuarantineMode::On {
-            self.quarantines.counters.suspended.fetch_add(1, Ordering::Relaxed);
             let reason = format!("quarantine {lasting}: {what}");
-            self.quarantines.lock().insert(device.clone(), (reason, lasts));
+            if self.quarantines.lock().insert(device.clone(), (reason, lasts)).is_some() {
+                // Said already: the registry is away, and has still to hear of it.
+                return;
+            }
+            self.quarantines.counters.suspended.fetch_add(1, Ordering::Relaxed);
             self.quarantines.news.notify_one();
             warn!(connection = %handle.id, %device, %peer, "{what}: the device is suspended {lasting}");
             format!("{what}: suspended {lasting}")

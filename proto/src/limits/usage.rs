@@ -66,6 +66,10 @@ impl Usage {
         self.strikes.len() >= most
     }
 
+    pub(crate) fn forget_strikes(&mut self) {
+        self.strikes.clear();
+    }
+
     /// Takes in what another session of the device has used. Both began with the same: where one has used more, that counts.
     pub fn join(&mut self, other: &Self, now: Duration) {
         self.messages.join(&other.messages, now);

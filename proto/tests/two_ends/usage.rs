@@ -38,7 +38,7 @@ fn however_often_a_device_reconnects_it_gets_its_rate_and_one_burst() {
                 }
             }
             // Whichever of several ends last: each says what it knows, and none takes anything back.
-            let mut joined = scene.session.usage().clone();
+            let mut joined = scene.session.usage();
             joined.join(&usage, at(now).monotonic);
             usage = joined;
         }
@@ -54,22 +54,32 @@ fn however_often_a_device_reconnects_it_gets_its_rate_and_one_burst() {
 }
 
 #[test]
-fn strikes_of_earlier_sessions_close_a_session_at_its_own_next_one_and_not_before() {
-    let mut usage = Usage::new(&grant().limits);
-    for session in 0..5 {
+fn who_was_closed_for_its_strikes_is_closed_at_the_next_one() {
+    let strike_out = |usage: &Usage, seconds: f64, strikes: usize| {
         let mut scene = Scene::open(grant());
-        scene.session.take_in(&usage, at(1.0));
-        assert_eq!(scene.session.closing(), None, "session {session}: for what it has not done");
-        let hello = scene.frame(1, 1.0, r#""op":"hello""#);
-        assert_eq!(scene.session.receive(&hello, at(1.0)), Verdict::Accepted);
-        scene.session.receive("rubbish", at(1.0));
-        let closing = scene.session.closing();
-        assert_eq!(closing, (session == 4).then_some(Close::Strikes), "session {session}");
-        usage = scene.session.usage().clone();
+        scene.session.take_in(usage, at(seconds));
+        let hello = scene.frame(1, seconds, r#""op":"hello""#);
+        assert_eq!(
+            scene.session.receive(&hello, at(seconds)),
+            Verdict::Accepted,
+            "not for what it has not done"
+        );
+        for _ in 0..strikes {
+            scene.session.receive("rubbish", at(seconds));
+        }
+        (scene.session.closing(), scene.session.usage())
+    };
+    let mut usage = Usage::new(&grant().limits);
+    // A few in each session are no reason, however many sessions there are.
+    for _ in 0..5 {
+        let (closing, next) = strike_out(&usage, 1.0, 4);
+        assert_eq!(closing, None);
+        usage = next;
     }
-    // They count for a minute.
-    let mut scene = Scene::open(grant());
-    scene.session.take_in(&usage, at(61.0));
-    scene.session.receive("rubbish", at(61.0));
-    assert_eq!(scene.session.closing(), None);
+    let (closing, usage) = strike_out(&usage, 1.0, 5);
+    assert_eq!(closing, Some(Close::Strikes));
+    let (closing, usage) = strike_out(&usage, 2.0, 1);
+    assert_eq!(closing, Some(Close::Strikes), "at once");
+    // They count for a minute, each from when it was earned.
+    assert_eq!(strike_out(&usage, 61.5, 3).0, None);
 }

@@ -134,3 +134,12 @@ async fn list(shared: &Shared, id: &FleetId) -> Outcome {
     }
     output::print_table(&table, &format!("fleet '{id}' has no schema"))
 }
+
+/// Which channels have one.
+pub(super) fn in_words(text: &str) -> String {
+    match serde_json::from_str::<BTreeMap<String, Value>>(text) {
+        Ok(all) if all.is_empty() => "none".to_owned(),
+        Ok(all) => all.into_keys().collect::<Vec<_>>().join(", "),
+        Err(error) => format!("unreadable: {error}"),
+    }
+}

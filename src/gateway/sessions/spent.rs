@@ -34,7 +34,7 @@ impl Spent {
     /// What a session has used so far.
     pub(crate) fn note(&self, session: &Session, now: Moment) {
         // By the limits that the session has now.
-        let (mut usage, mut inside) = (session.usage().clone(), self.lock());
+        let (mut usage, mut inside) = (session.usage(), self.lock());
         if let Some(known) = &inside.usage {
             usage.join(known, now.monotonic);
         }

@@ -20,6 +20,8 @@ async fn a_fleets_schemas(db: Database, desk: Desk) {
     assert_eq!(said, json!({ "fleet": "default", "channel": "devices/+/t", "changed": true }));
     assert_eq!(without_receipt(add("t.json", " --json").json())["changed"], false);
     assert!(desk.run("fleet schema list default").done().out.contains("a temperature"));
+    assert!(desk.run("fleet show default").done().out.contains("schemas  devices/+/t"));
+    assert_eq!(desk.run("fleet show default --json").json()["schemas"]["devices/+/t"]["type"], "number");
     let schemas =
         json!([{ "channel": "devices/+/t", "schema": { "title": "a temperature", "type": "number" } }]);
     assert_eq!(desk.run("fleet schema list default --json").json(), schemas);

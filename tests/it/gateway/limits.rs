@@ -76,21 +76,31 @@ async fn bytes_have_a_rate_of_their_own_and_a_long_message_is_not_refused_for_ev
 }
 
 #[tokio::test]
-async fn strikes_of_one_session_count_in_the_next() {
+async fn who_was_closed_for_its_strikes_is_closed_at_the_next_one() {
     let house = House::with(|config| config.limits.strikes = 4).await;
     let credentials = house.add_device("press-7").await;
-    let mut first = Device::prove(&house, &credentials).await;
+    let rubbish = async |device: &mut Device| {
+        device.send_frame(Message::text("rubbish")).await;
+        assert_eq!(device.rejected().await.1, "bad_envelope");
+    };
+    // A few in each of many sessions close none of them.
     for _ in 0..3 {
-        first.send_frame(Message::text("rubbish")).await;
-        assert_eq!(first.rejected().await.1, "bad_envelope");
+        let mut device = Device::prove(&house, &credentials).await;
+        for _ in 0..3 {
+            rubbish(&mut device).await;
+        }
+        device.hello().await;
     }
-    drop(first);
+    let mut device = Device::prove(&house, &credentials).await;
+    for _ in 0..4 {
+        rubbish(&mut device).await;
+    }
+    device.closed_with_bye(4008).await;
     // Who earns none goes on, whatever was before.
-    let mut second = Device::prove(&house, &credentials).await;
-    second.hello().await;
-    second.send_frame(Message::text("rubbish")).await;
-    assert_eq!(second.rejected().await.1, "bad_envelope");
-    second.closed_with_bye(4008).await;
+    let mut device = Device::prove(&house, &credentials).await;
+    device.hello().await;
+    rubbish(&mut device).await;
+    device.closed_with_bye(4008).await;
 }
 
 #[tokio::test]

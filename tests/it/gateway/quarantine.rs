@@ -114,7 +114,7 @@ async fn a_dry_run_says_what_would_have_been() {
     })
     .await;
     let mut device = Device::prove(&house, &house.add_device("press-7").await).await;
-    break_policy(&mut device, 5).await;
+    break_policy(&mut device, 13).await;
     device.hello().await;
     eventually("an event", async || house.db.number(EVENTS).await == 1).await;
     let said = "SELECT count(*) FROM events WHERE detail LIKE 'dry run: 4 forbidden messages within 10m: would have been %'";
