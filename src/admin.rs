@@ -38,10 +38,6 @@ impl Admin {
     pub async fn start(at: SocketAddr, stop: CancellationToken) -> io::Result<Arc<Self>> {
         let listener = TcpListener::bind(at).await?;
         let address = listener.local_addr()?;
-        info!(%address, "/healthz, /readyz and /metrics are served by HTTP");
-        if !address.ip().is_loopback() {
-            warn!(%address, "whoever reaches admin.listen reads what this gateway counts; it asks nobody for a password");
-        }
         let admin = Arc::new(Self { gateway: OnceLock::new(), address });
         let asked = Arc::clone(&admin);
         tokio::spawn(http::serve(
@@ -60,6 +56,11 @@ impl Admin {
     pub fn show(&self, gateway: &Arc<Gateway>) {
         // The first one stays: there is one in a process.
         let _ = self.gateway.set(Arc::clone(gateway));
+        let address = self.address;
+        info!(%address, "/healthz, /readyz and /metrics are served by HTTP");
+        if !address.ip().is_loopback() {
+            warn!(%address, "whoever reaches admin.listen reads what this gateway counts; it asks nobody for a password");
+        }
     }
 
     /// Where it listens.

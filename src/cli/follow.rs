@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::failure::{Failure, Outcome};
 
 /// Between looks while following.
@@ -19,6 +21,8 @@ pub(super) async fn follow<T>(
     position: impl Fn(&T) -> i64,
     show: impl Fn(&T) -> Outcome,
 ) -> Outcome {
+    // One for all looks: an interrupt that comes between two of them is not lost.
+    let mut interrupt = signal(SignalKind::interrupt())?;
     // Shown are all up to the floor, and above it those in `shown`. A position is drawn before its transaction commits:
     // what was listed last is no floor yet.
     let mut floor = listed.saturating_sub(LATE).max(0);
@@ -54,7 +58,7 @@ pub(super) async fn follow<T>(
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
-            _ = tokio::signal::ctrl_c() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
         }
     }
 }
