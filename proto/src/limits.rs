@@ -137,6 +137,10 @@ impl Bucket {
     /// Another rate from now on. Tokens that were used stay used, as many as the new bucket holds; a new one comes at the
     /// new rate.
     pub(crate) fn set(&mut self, rate: Rate, now: Duration) {
+        // Counted in whole tokens, what is left of one would be lost with each change of something else.
+        if rate == self.rate {
+            return;
+        }
         let used =
             self.full_at.saturating_sub(now).as_nanos().div_ceil(per_token(self.rate).as_nanos().max(1));
         let used = u32::try_from(used).unwrap_or(u32::MAX).min(rate.burst.max(1));
