@@ -6,6 +6,7 @@ mod door;
 mod failures;
 mod prefix;
 mod proxy;
+mod refusals;
 mod table;
 
 use std::fs::File;
@@ -22,7 +23,6 @@ use doorward_proto::session::Grant;
 use doorward_proto::time::NumericDate;
 use rustls::pki_types::CertificateDer;
 use rustls::server::Acceptor;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_rustls::LazyConfigAcceptor;
@@ -33,14 +33,12 @@ use tracing::{debug, info, warn};
 
 use crate::config::LimitsSection;
 use crate::fold::{Kind, Sample};
-use crate::gateway::events::Event;
 use crate::gateway::sessions::Handle;
 use crate::gateway::{Gateway, Source};
 use crate::identity::{self, Asked, Denied, Problem};
-use crate::metrics::family::Label as _;
-use crate::metrics::{TlsRefusal, Turned};
+use crate::metrics::Turned;
 use crate::registry::cache::Entry;
-use crate::registry::{EventKind, Record, RegistryError};
+use crate::registry::{Record, RegistryError};
 use crate::upgrade::{self, HeadError};
 use crate::{clock, connection, entropy, tls};
 
@@ -49,6 +47,7 @@ pub(crate) use door::Pass;
 
 use addresses::Arrival;
 use counted::Counted;
+use refusals::{failed, late, refuse, refuse_in_tls};
 
 /// The connection's stream, boxed: what a session keeps of it is a pointer.
 pub(crate) type Stream = Box<TlsStream<Counted>>;
@@ -59,8 +58,6 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 const RESERVE: usize = 8;
 /// How many are closed then before the next try: as many as a backlog holds, and a bound.
 const CLEARED_AT_ONCE: usize = 1024;
-/// How long a refused peer may take to read its refusal.
-const LINGER: Duration = Duration::from_secs(2);
 /// How often an admission asks again when the record changes under it.
 const MAX_LOOK_UPS: u32 = 8;
 /// How long a handshake's turn lasts. Computing it takes milliseconds: who needs longer does not read or does not answer,
@@ -205,34 +202,6 @@ impl Times {
     }
 }
 
-fn late(gateway: &Gateway, peer: SocketAddr, id: &str, what: &'static str) {
-    gateway.counters.handshake_timeout();
-    let sample = || Sample::new(id, peer, "-");
-    if gateway.folds.may_say(&gateway.counters, Kind::Timeout, what, sample) {
-        info!(connection = %id, %peer, reason = "timeout", "refused: {what}");
-    }
-}
-
-/// A handshake has failed by the peer's fault.
-fn failed(gateway: &Gateway, arrival: &Arrival, id: &str) {
-    gateway.counters.door().failure();
-    if let Some(block) = arrival.failed(&gateway.live().config.addresses) {
-        gateway.counters.door().block();
-        let (address, seconds) = (arrival.address(), block.as_secs());
-        let sample = || Sample::new(id, address, "-");
-        if gateway.folds.may_say(&gateway.counters, Kind::Blocked, "blocked", sample) {
-            info!(connection = %id, %address, seconds, "address blocked: too many failures, and no proven session from there");
-        }
-        gateway.note(Event {
-            kind: EventKind::AddressBlocked,
-            device: None,
-            reason: "",
-            peer: address.to_string(),
-            detail: format!("for {seconds} s: too many failures, and no proven session from there"),
-        });
-    }
-}
-
 /// What a handshake comes to.
 enum Outcome {
     Admitted(Box<Admitted>),
@@ -317,26 +286,6 @@ async fn handshake(
             let named = Leaf::parse(leaf).ok().and_then(|leaf| DeviceId::new(leaf.common_name().ok()?).ok());
             Outcome::Refused(Box::new(Refused { stream, subject: display_subject(leaf), named, denied }))
         }
-    }
-}
-
-/// Whoever it was has shown no certificate that leads to a device CA: what its subject says is anybody's word.
-fn refuse_in_tls(gateway: &Gateway, error: &io::Error, peer: SocketAddr, id: &str, subject: &str) {
-    let class = TlsRefusal::of(error);
-    gateway.counters.tls_refused(class);
-    let sample = || Sample::new(id, peer, subject);
-    if gateway.folds.may_say(&gateway.counters, Kind::Tls, class.label(), sample) {
-        info!(connection = %id, %peer, subject, class = class.label(), reason = %error, "refused in TLS");
-    }
-    // Who goes away, or was no device of anybody's, is the network's noise and no security event.
-    if !matches!(class, TlsRefusal::Gone | TlsRefusal::Protocol) {
-        gateway.note(Event {
-            kind: EventKind::TlsRefused,
-            device: None,
-            reason: class.label(),
-            peer: peer.to_string(),
-            detail: format!("{}: {error}; subject {subject}", class.label()),
-        });
     }
 }
 
@@ -467,45 +416,4 @@ fn too_often(wait: Duration, limits: Limits) -> Denied {
     let detail =
         format!("this device has connected more than {burst} times at once and {per_minute} times a minute");
     Denied { retry_after: Some(wait.as_secs() + 1), ..Denied::new(Problem::TooMany, detail) }
-}
-
-async fn refuse(gateway: &Gateway, refused: Refused, peer: SocketAddr, id: &str) {
-    let Refused { mut stream, subject, named, denied } = refused;
-    let problem = denied.problem;
-    gateway.counters.refused(problem);
-    let sample = || Sample::new(id, peer, &subject);
-    if gateway.folds.may_say(&gateway.counters, Kind::Refused, problem.label(), sample) {
-        info!(
-            connection = %id, %peer, subject, status = problem.status(), reason = problem.label(), detail = %denied.detail,
-            "refused"
-        );
-    }
-    if !matches!(problem, Problem::Draining | Problem::Unavailable) {
-        gateway.note(Event {
-            kind: EventKind::Refused,
-            device: named.as_ref(),
-            reason: problem.label(),
-            peer: peer.to_string(),
-            detail: format!("{}: {}", problem.label(), denied.detail),
-        });
-    }
-    let retry_after = match problem {
-        Problem::Draining | Problem::Unavailable | Problem::TooMany => {
-            Some(denied.retry_after.unwrap_or_else(|| fastrand::u64(1..=10)))
-        }
-        _ => None,
-    };
-    let answer = async {
-        upgrade::refuse(&mut stream, &denied, id, retry_after).await?;
-        stream.shutdown().await?;
-        // Closing with unread bytes would reset the connection under the answer.
-        let mut unread = [0; 512];
-        let mut left = 64;
-        while left > 0 && stream.read(&mut unread).await? > 0 {
-            left -= 1;
-        }
-        io::Result::Ok(())
-    };
-    // A peer that does not take its refusal has lost only that.
-    let _ = tokio::time::timeout(LINGER, answer).await;
 }

@@ -1,9 +1,9 @@
 //! `[admin]`: what an operator's programs ask a gateway, by HTTP: whether it lives (`/healthz`), whether it is ready and if
 //! not why (`/readyz`), and what it counts (`/metrics`). Read-only, and without a password: a loopback address by default.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::StatusCode;
@@ -20,6 +20,8 @@ use crate::metrics::process;
 
 /// Descriptors held back for it.
 const RESERVED: usize = 4;
+/// Between tries to listen.
+const RETRY: Duration = Duration::from_secs(5);
 /// Prometheus' text format.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const WAITS: &str = "the gateway does not serve yet; it waits for its clock or its registry";
@@ -27,46 +29,68 @@ const WAITS: &str = "the gateway does not serve yet; it waits for its clock or i
 /// The admin listener. It is there before its gateway, which is shown to it once there is one.
 pub struct Admin {
     gateway: OnceLock<Arc<Gateway>>,
-    address: SocketAddr,
+    address: OnceLock<SocketAddr>,
 }
 
 impl Admin {
-    /// Listens, and answers until it is stopped. Call it inside a tokio runtime.
-    ///
-    /// # Errors
-    /// Where it cannot listen there.
-    pub async fn start(at: SocketAddr, stop: CancellationToken) -> io::Result<Arc<Self>> {
-        let listener = TcpListener::bind(at).await?;
-        let address = listener.local_addr()?;
-        let admin = Arc::new(Self { gateway: OnceLock::new(), address });
-        let asked = Arc::clone(&admin);
-        tokio::spawn(http::serve(
-            listener,
-            Reserve::new(RESERVED),
-            move |request| {
-                let admin = Arc::clone(&asked);
-                async move { admin.answer(&request).await }
-            },
-            stop,
-        ));
-        Ok(admin)
+    /// Listens, and answers until it is stopped. A port that another program has keeps no device out: it is named, and tried
+    /// again for as long as the gateway runs. Call it inside a tokio runtime.
+    pub async fn start(at: SocketAddr, stop: CancellationToken) -> Arc<Self> {
+        let admin = Arc::new(Self { gateway: OnceLock::new(), address: OnceLock::new() });
+        match TcpListener::bind(at).await {
+            Ok(listener) => admin.serve(listener, stop),
+            Err(error) => {
+                warn!(
+                    address = %at, %error,
+                    "cannot listen for /healthz, /readyz and /metrics (admin.listen): the gateway goes on without, and tries again; \
+                     name another address in config.toml, or \"\" for none"
+                );
+                let late = Arc::clone(&admin);
+                tokio::spawn(async move {
+                    let listener = tokio::select! {
+                        listener = until_bound(at) => listener,
+                        () = stop.cancelled() => return,
+                    };
+                    late.serve(listener, stop);
+                    late.say();
+                });
+            }
+        }
+        admin
+    }
+
+    fn serve(self: &Arc<Self>, listener: TcpListener, stop: CancellationToken) {
+        if let Ok(address) = listener.local_addr() {
+            // Set once: there is one listener.
+            let _ = self.address.set(address);
+        }
+        let asked = Arc::clone(self);
+        let answer = move |request| {
+            let admin = Arc::clone(&asked);
+            async move { admin.answer(&request).await }
+        };
+        tokio::spawn(http::serve(listener, Reserve::new(RESERVED), answer, stop));
     }
 
     /// From now on it speaks for this gateway.
     pub fn show(&self, gateway: &Arc<Gateway>) {
         // The first one stays: there is one in a process.
         let _ = self.gateway.set(Arc::clone(gateway));
-        let address = self.address;
+        self.say();
+    }
+
+    fn say(&self) {
+        let Some(address) = self.address() else { return };
         info!(%address, "/healthz, /readyz and /metrics are served by HTTP");
         if !address.ip().is_loopback() {
             warn!(%address, "whoever reaches admin.listen reads what this gateway counts; it asks nobody for a password");
         }
     }
 
-    /// Where it listens.
+    /// Where it listens; `None` while it cannot.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address.get().copied()
     }
 
     async fn answer(self: Arc<Self>, asked: &Asked) -> Answer {
@@ -127,6 +151,15 @@ impl Admin {
                 passing(status, "application/json", Bytes::from(json))
             }
             Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "the checks cannot be shown\n"),
+        }
+    }
+}
+
+async fn until_bound(at: SocketAddr) -> TcpListener {
+    loop {
+        tokio::time::sleep(RETRY).await;
+        if let Ok(listener) = TcpListener::bind(at).await {
+            return listener;
         }
     }
 }

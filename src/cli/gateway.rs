@@ -166,9 +166,7 @@ async fn start(shared: &Shared, listen: Option<SocketAddr>) -> Result<Started, F
     let lock = hold(&home)?;
     // Before anything is waited for: who asks is told what is.
     let admin = match admin {
-        Some(at) => {
-            Some(Admin::start(at, CancellationToken::new()).await.map_err(|error| no_admin(at, &error))?)
-        }
+        Some(at) => Some(Admin::start(at, CancellationToken::new()).await),
         None => None,
     };
     wait_for_clock().await?;
@@ -206,11 +204,6 @@ async fn start(shared: &Shared, listen: Option<SocketAddr>) -> Result<Started, F
 fn admin_at(configured: Option<SocketAddr>, listen: Option<SocketAddr>) -> Option<SocketAddr> {
     let beside_others = listen.is_some_and(|at| at.port() == 0);
     configured.map(|at| if beside_others { SocketAddr::new(at.ip(), 0) } else { at })
-}
-
-fn no_admin(at: SocketAddr, error: &std::io::Error) -> Failure {
-    Failure::new(format!("cannot listen on {at} for /healthz, /readyz and /metrics (admin.listen): {error}"))
-        .next("another gateway or program may have this port: name another as admin.listen in config.toml, or \"\" for none")
 }
 
 /// A home that has the issuing key answers its devices' requests itself. That it cannot keeps nobody out.

@@ -75,17 +75,28 @@ async fn a_gateway_on_a_free_port_has_a_free_port_for_its_operator_too() {
     }
 }
 
-#[test]
-fn an_admin_address_that_cannot_be_had_is_named_with_the_way_out() {
+#[tokio::test]
+async fn an_admin_address_that_cannot_be_had_keeps_no_device_out_and_is_taken_when_it_is_free() {
     let desk = Desk::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
-    admin_at(&desk, &address);
-    desk.run("gateway run --listen 127.0.0.1:1").fails(
-        1,
-        &["cannot listen on", &address, "(admin.listen)", "name another as admin.listen", "\"\" for none"],
-    );
-    admin_at(&Desk::new(), "here");
+    let (address, free) = (taken.local_addr().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    admin_at(&desk, &address.to_string());
+    let own = free.local_addr().unwrap();
+    drop(free);
+    // With a port of its own: else the operator's would be a free one, too.
+    let gateway = Running::spawn(&mut desk.gateway_command(&format!("gateway run --listen {own}")));
+    for word in [&*address.to_string(), "(admin.listen)", "goes on without", "\"\" for none"] {
+        assert!(gateway.said.contains(word), "{word}: {}", gateway.said);
+    }
+    TcpStream::connect(&gateway.address).unwrap();
+    drop(taken);
+    eventually("it answers", async || TcpStream::connect(address).is_ok()).await;
+    assert_eq!(get(address, "/readyz").await.status, 200);
+    gateway.ended_by("TERM");
+}
+
+#[test]
+fn an_admin_address_that_is_none_is_named() {
     let wrong = Desk::new();
     admin_at(&wrong, "9464");
     wrong.run("gateway run").fails(1, &["'9464' is not a socket address", "line"]);

@@ -63,10 +63,10 @@ async fn it_answers_who_reads_and_nobody_else() {
 async fn before_the_gateway_serves_it_says_so() {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let stop = tokio_util::sync::CancellationToken::new();
-    let admin = doorward::admin::Admin::start(any, stop.clone()).await.unwrap();
-    assert_eq!(get(admin.address(), "/healthz").await.status, 200);
-    assert_eq!(failing(admin.address()).await, ["serving"]);
-    assert_eq!(get(admin.address(), "/metrics").await.value("doorward_ready", ""), 0.0);
+    let admin = doorward::admin::Admin::start(any, stop.clone()).await;
+    assert_eq!(get(admin.address().unwrap(), "/healthz").await.status, 200);
+    assert_eq!(failing(admin.address().unwrap()).await, ["serving"]);
+    assert_eq!(get(admin.address().unwrap(), "/metrics").await.value("doorward_ready", ""), 0.0);
     stop.cancel();
 }
 

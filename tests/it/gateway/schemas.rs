@@ -29,7 +29,7 @@ async fn publish(device: &mut Device, id: &str, data: Value) -> Option<(String, 
 }
 
 async fn what_does_not_fit_is_refused_and_says_where(db: Database) {
-    let house = House::on(db, |config| config.limits.strikes = 3).await;
+    let house = House::on(db, |config| config.limits.strikes = 2).await;
     let credentials = house.add_device("press-7").await;
     let mut device = Device::prove(&house, &credentials).await;
     assert_eq!(publish(&mut device, "m1", json!({ "c": "warm" })).await, None, "there is none yet");

@@ -186,9 +186,9 @@ impl House {
     /// An admin listener for this house's gateway, on a free port; it stays as long as the test.
     pub(crate) async fn admin(&self) -> SocketAddr {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let admin = Admin::start(any, CancellationToken::new()).await.unwrap();
+        let admin = Admin::start(any, CancellationToken::new()).await;
         admin.show(&self.gateway);
-        admin.address()
+        admin.address().unwrap()
     }
 
     /// Ends the gateway as SIGTERM does.
