@@ -288,13 +288,24 @@ impl Facts {
         Check::fine(
             TOPIC,
             format!(
-                "{} messages a second{}, {} at once{}, {} bytes each{}; times up to {} s off",
+                "{} messages a second{}, {} at once{}, {} bytes each{}; {} bytes a second{}, {} at once{}; \
+                {} connections a minute{}, {} at once{}; {} strikes{}; times up to {} s off",
                 limits.rate.per_second,
                 whose(fleet.rate_per_second.is_some()),
                 limits.rate.burst,
                 whose(fleet.rate_burst.is_some()),
                 limits.max_message_bytes,
                 whose(fleet.message_bytes.is_some()),
+                limits.bytes.per_second,
+                whose(fleet.bytes_per_second.is_some()),
+                limits.bytes.burst,
+                whose(fleet.bytes_burst.is_some()),
+                limits.connects.per_minute,
+                whose(fleet.connects_per_minute.is_some()),
+                limits.connects.burst,
+                whose(fleet.connects_burst.is_some()),
+                limits.strikes,
+                whose(fleet.strikes.is_some()),
                 limits.max_skew.as_secs(),
             ),
         )

@@ -150,7 +150,13 @@ fn limits(facts: &Facts) -> Value {
     json!({
         "rate_per_second": limits.rate.per_second,
         "rate_burst": limits.rate.burst,
+        "bytes_per_second": limits.bytes.per_second,
+        "bytes_burst": limits.bytes.burst,
         "message_bytes": limits.max_message_bytes,
+        "outgoing_bytes": limits.outgoing_bytes,
+        "strikes": limits.strikes,
+        "connects_per_minute": limits.connects.per_minute,
+        "connects_burst": limits.connects.burst,
         "max_skew_seconds": limits.max_skew.as_secs_f64(),
         "heartbeat_seconds": limits.heartbeat.as_secs_f64(),
         "renew_after_expiry_seconds": facts.own.lateness(fleet).as_secs(),
