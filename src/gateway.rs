@@ -47,7 +47,7 @@ use tracing::{error, info, warn};
 
 use crate::accept::Addresses;
 use crate::config::Config;
-use crate::fold::Folds;
+use crate::fold::{Folds, Kind, Sample};
 use crate::home::{self, FileError, Home};
 use crate::identity::Granter;
 use crate::master::MasterKeys;
@@ -300,7 +300,10 @@ impl Gateway {
     /// is the session that has noticed.
     pub(crate) fn possible_clone(&self, connection: &str, from: &Handle, by: &str) {
         let detail = format!("taken over again and again, the last time from {} by {by}", from.peer);
-        warn!(%connection, device = %from.device, %detail, "possible clone; nobody else is let in here as this device for a minute");
+        let sample = || Sample::new(connection, from.peer, from.device.as_str());
+        if self.folds.may_say(&self.counters, Kind::Clone, "possible_clone", sample) {
+            warn!(%connection, device = %from.device, %detail, "possible clone; nobody else is let in here as this device for a minute");
+        }
         self.note(Event {
             kind: EventKind::PossibleClone,
             device: Some(&from.device),

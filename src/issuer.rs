@@ -69,13 +69,14 @@ impl Issuer {
     /// # Errors
     /// [`RegistryError::Forbidden`] where the database role may not record certificates: another try would change nothing.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RegistryError> {
-        let mut wait = GATHER;
+        let mut wait = LOOK_EVERY;
+        // After a batch or a failure its wait comes first.
+        let mut idle = true;
         let mut said: Option<String> = None;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                // After a batch or a failure its wait comes first.
-                () = self.news.notified(), if wait == LOOK_EVERY => {}
+                () = self.news.notified(), if idle => {}
                 () = tokio::time::sleep(wait) => {}
             }
             match self.answer().await {
@@ -83,6 +84,7 @@ impl Issuer {
                     if said.take().is_some() {
                         info!("requests for certificates are answered again");
                     }
+                    idle = !answered;
                     wait = if answered { GATHER } else { LOOK_EVERY };
                 }
                 Err(IssuerError::Registry(error @ RegistryError::Forbidden(_))) => return Err(error),
@@ -92,6 +94,7 @@ impl Issuer {
                         warn!(%error, "requests for certificates wait");
                         said = Some(words);
                     }
+                    idle = false;
                     wait = (wait * 2).clamp(RETRY.0, RETRY.1);
                 }
             }

@@ -17,7 +17,7 @@ use crate::registry::renewals::{GATHER, Shown};
 /// Between tries while the registry does not answer.
 const RETRY: Duration = Duration::from_secs(1);
 /// What one transaction tells: a rotated fleet is told in few, and none of them keeps the store waiting for long.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 64;
 
 /// What waits to be told: a few for each device that is here, and so no more than sessions times that.
 #[derive(Debug, Default)]
@@ -53,12 +53,12 @@ pub(super) async fn run(gateway: Arc<Gateway>, stop: CancellationToken) {
         loop {
             gateway.shown.news.notified().await;
             loop {
-                tokio::time::sleep(GATHER).await;
                 let some = gateway.shown.some();
                 if some.is_empty() {
                     break;
                 }
                 tell(&gateway, &some).await;
+                tokio::time::sleep(GATHER).await;
             }
         }
     };

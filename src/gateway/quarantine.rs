@@ -21,6 +21,7 @@ use super::events::Event;
 use super::sessions::Handle;
 use crate::clock;
 use crate::config::{QuarantineMode, QuarantineSection};
+use crate::fold::{Kind, Sample};
 use crate::metrics::quarantine::Counters;
 use crate::registry::{EventKind, RegistryError};
 
@@ -132,6 +133,8 @@ impl Gateway {
         most: usize,
     ) {
         let device = &handle.device;
+        let sample = || Sample::new(&handle.id, peer, device.as_str());
+        let may_say = self.folds.may_say(&self.counters, Kind::Quarantine, offence.words(), sample);
         let lasts = Some(section.lasts.0).filter(|lasts| !lasts.is_zero());
         let what = format!(
             "{most} {} messages within {}",
@@ -150,11 +153,15 @@ impl Gateway {
             }
             self.quarantines.counters.suspended.fetch_add(1, Ordering::Relaxed);
             self.quarantines.news.notify_one();
-            warn!(connection = %handle.id, %device, %peer, "{what}: the device is suspended {lasting}");
+            if may_say {
+                warn!(connection = %handle.id, %device, %peer, "{what}: the device is suspended {lasting}");
+            }
             format!("{what}: suspended {lasting}")
         } else {
             self.quarantines.counters.would_have.fetch_add(1, Ordering::Relaxed);
-            warn!(connection = %handle.id, %device, %peer, "{what}: the device would be suspended {lasting}, but quarantine.mode is dry-run");
+            if may_say {
+                warn!(connection = %handle.id, %device, %peer, "{what}: the device would be suspended {lasting}, but quarantine.mode is dry-run");
+            }
             format!("dry run: {what}: would have been suspended {lasting}")
         };
         self.note(Event {

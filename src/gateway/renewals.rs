@@ -138,13 +138,11 @@ pub(super) async fn run(gateway: Arc<Gateway>, stop: CancellationToken) {
             } else {
                 let _ = tokio::time::timeout(LOOK_EVERY, gateway.renewals.news.notified()).await;
             }
-            loop {
+            while file(&gateway).await {
                 tokio::time::sleep(GATHER).await;
-                if !file(&gateway).await {
-                    break;
-                }
             }
             look(&gateway).await;
+            tokio::time::sleep(GATHER).await;
         }
     };
     tokio::select! {

@@ -18,6 +18,8 @@ pub struct Insight {
     pub gateways: Vec<Follower>,
     /// The device's newest security events, the newest first.
     pub events: Vec<Event>,
+    /// Whether a gateway has suspended it, and until when if that ends by itself.
+    pub quarantine: Option<Option<OffsetDateTime>>,
     /// The database's clock.
     pub now: OffsetDateTime,
 }

@@ -14,9 +14,9 @@ use super::{CertificateStatus, DeviceStatus, NewCertificate, Result};
 
 /// How long a request waits for an issuer. Asked again after that, it waits anew.
 pub const REQUEST_HOLDS: Duration = Duration::from_secs(86_400);
-/// What comes to be written is gathered for so long: a fleet that renews costs the one writer a few transactions a second,
-/// and messages do not wait behind one for each device.
-pub const GATHER: Duration = Duration::from_millis(200);
+/// After a transaction the next one gathers for so long: a fleet that renews costs the one writer two a second of each kind, and
+/// messages do not wait behind one for each device. Who comes alone is served at once.
+pub const GATHER: Duration = Duration::from_millis(500);
 /// The longest CSR that is kept, in bytes; one of P-256 has 300 to 1,000.
 pub const MAX_REQUEST_BYTES: usize = 16 * 1024;
 

@@ -9,6 +9,7 @@ use crate::cli::output;
 use crate::clock;
 use crate::identity::{self, Denied, Problem};
 use crate::registry::{DeviceStatus, KeyState, Record};
+use crate::schema::SchemaSet;
 
 /// What one question came to.
 #[derive(Debug, Clone)]
@@ -73,7 +74,7 @@ impl Facts {
         let mut checks = vec![self.chain(), self.certificate()];
         // Nothing else is worth mending for one that is revoked for good.
         checks.insert(if revoked { 0 } else { 2 }, self.device());
-        checks.extend([self.key(), self.policy(), self.limits()]);
+        checks.extend([self.key(), self.policy(), self.schemas(), self.limits()]);
         checks.extend(self.gateways(gateway));
         checks.extend([self.session(), self.events(), self.clock()]);
         if revoked {
@@ -195,8 +196,20 @@ impl Facts {
         let because = because.unwrap_or_default();
         match summary.status {
             DeviceStatus::Active => Check::fine(TOPIC, format!("active, of fleet '{}'", summary.fleet)),
-            DeviceStatus::Suspended => Check::new(TOPIC, NO_CONNECT, format!("it is suspended{because}"))
-                .next(format!("doorward device resume {}", self.id())),
+            DeviceStatus::Suspended => {
+                let resume = format!("doorward device resume {}", self.id());
+                let what = format!("it is suspended{because}");
+                match self.insight.quarantine {
+                    Some(Some(until)) => {
+                        let until = output::time(until);
+                        let what = format!("{what}; it is resumed by itself at {until}");
+                        Check::new(TOPIC, NO_CONNECT, what).next(format!(
+                            "look at its events; it comes back by itself, or at once by '{resume}'"
+                        ))
+                    }
+                    _ => Check::new(TOPIC, NO_CONNECT, what).next(resume),
+                }
+            }
             DeviceStatus::Revoked => {
                 Check::new(TOPIC, NO_CONNECT, format!("it is revoked for good{because}"))
                     .next("doorward device add ID: register the hardware anew, under another id")
@@ -271,6 +284,23 @@ impl Facts {
             what.push_str(&format!(", but not to {}", reach.except.join(", ")));
         }
         Check::fine(TOPIC, what)
+    }
+
+    fn schemas(&self) -> Check {
+        const TOPIC: &str = "schemas";
+        match SchemaSet::parse(&self.fleet.schemas) {
+            Ok(_) if self.fleet.schemas.trim() == "{}" => {
+                Check::fine(TOPIC, "its fleet asks for no form of what it publishes")
+            }
+            Ok(_) => Check::fine(TOPIC, format!("'doorward fleet schema list {}' shows them", self.fleet.id)),
+            Err(error) => {
+                let what = format!("the schemas of fleet '{}' cannot be used: {error}", self.fleet.id);
+                Check::new(TOPIC, NO_CONNECT, what).next(format!(
+                    "doorward fleet schema list {}, and remove or mend the one that is named",
+                    self.fleet.id
+                ))
+            }
+        }
     }
 
     fn limits(&self) -> Check {

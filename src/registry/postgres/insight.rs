@@ -37,6 +37,11 @@ async fn insight(registry: &Postgres, device: &DeviceId, fleet: &FleetId) -> Res
     .fetch_all(&mut *connection)
     .await
     .map_err(error::read)?;
+    let quarantine = sqlx::query("SELECT until FROM quarantines WHERE device = $1")
+        .bind(device.as_str())
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(error::read)?;
     let lags = sqlx::query(
         // What is below its snapshot's xmin it has seen. One that has reported nothing has seen nothing.
         "SELECT g.name, missed.behind, missed.since FROM gateways g
@@ -72,6 +77,7 @@ async fn insight(registry: &Postgres, device: &DeviceId, fleet: &FleetId) -> Res
     Ok(Insight {
         gateways: join(listed, &lags.collect::<Result<Vec<Lag>>>()?),
         events: events.collect::<Result<_>>()?,
+        quarantine: quarantine.map(|row| rows::get(&row, "until")).transpose()?,
         now: rows::get(&last, "now")?,
     })
 }

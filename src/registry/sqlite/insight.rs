@@ -35,6 +35,11 @@ async fn insight(registry: &Sqlite, device: &DeviceId, fleet: &FleetId) -> Resul
     .fetch_all(&mut *connection)
     .await
     .map_err(error::read)?;
+    let quarantine = sqlx::query("SELECT until FROM quarantines WHERE device = ?1")
+        .bind(device.as_str())
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(error::read)?;
     let lags = sqlx::query(
         "SELECT name,
                 (SELECT count(*) FROM (SELECT 1 FROM changes WHERE id > coalesce(g.applied, 0) LIMIT ?1)) AS behind,
@@ -64,6 +69,7 @@ async fn insight(registry: &Sqlite, device: &DeviceId, fleet: &FleetId) -> Resul
     Ok(Insight {
         gateways: join(listed, &lags.collect::<Result<Vec<Lag>>>()?),
         events: events.collect::<Result<_>>()?,
+        quarantine: quarantine.map(|row| rows::maybe_moment(&row, "until")).transpose()?,
         now: rows::moment(&last, "now")?,
     })
 }
