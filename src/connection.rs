@@ -300,8 +300,12 @@ impl Connection {
                             if let Some(kind) = EventKind::of(refusal) {
                                 self.note(kind, "a message was refused");
                             }
-                            let (section, proven) = (&self.live.config.quarantine, self.session.is_proven());
-                            self.gateway.offended(section, &self.handle, self.peer, proven, refusal);
+                            // A late session may do nothing but renew: what else it tries, a device does that has missed its time.
+                            if !self.session.is_late() {
+                                let (section, proven) =
+                                    (&self.live.config.quarantine, self.session.is_proven());
+                                self.gateway.offended(section, &self.handle, self.peer, proven, refusal);
+                            }
                         }
                         Verdict::Ignored => self.gateway.counters.ignored(),
                     }
@@ -354,7 +358,7 @@ impl Connection {
         let now = clock::now();
         // The session that ends by this one has used some meanwhile.
         self.handle.spent.tell(&mut self.session, now);
-        self.handle.spent.proven(self.peer.ip());
+        self.handle.spent.proven(self.peer.ip(), now.monotonic);
         match self.gateway.sessions.prove(&self.handle, now.monotonic) {
             // A newer connection took its place before it was proven; its ending is in the mailbox.
             Proof::Late => return,

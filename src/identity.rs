@@ -250,13 +250,18 @@ pub(crate) struct Asked {
     pub(crate) asks_from: NumericDate,
 }
 
-/// What a fleet allows, beside the texts that it was read from.
+/// What a fleet allows.
 #[derive(Clone)]
 pub(crate) struct Rules {
-    texts: [Arc<str>; 3],
     policy: Arc<Policy>,
     limits: FleetLimits,
     schemas: Option<Arc<dyn Schemas>>,
+}
+
+/// A fleet's rules, or that they cannot be read; beside the texts that were.
+struct Read {
+    texts: [Arc<str>; 3],
+    rules: Result<Rules, Denied>,
 }
 
 /// What a fleet has where it does not say otherwise: the gateway's own.
@@ -279,7 +284,7 @@ pub(crate) struct Granter {
     pub(crate) master: Arc<MasterKeys>,
     own: ArcSwap<Own>,
     /// One for each fleet that was seen: bounded by the registry's fleets.
-    rules: Mutex<HashMap<FleetId, Rules>>,
+    rules: Mutex<HashMap<FleetId, Read>>,
 }
 
 impl Granter {
@@ -294,7 +299,8 @@ impl Granter {
 
     /// What a fleet says in place of the gateway's limits, as its newest record has it.
     pub(crate) fn fleet_limits(&self, fleet: &FleetId) -> Option<FleetLimits> {
-        self.rules.lock().unwrap_or_else(PoisonError::into_inner).get(fleet).map(|rules| rules.limits)
+        let known = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(fleet).and_then(|read| read.rules.as_ref().ok()).map(|rules| rules.limits)
     }
 
     /// How long after its end a certificate of this record's may renew itself.
@@ -354,36 +360,42 @@ impl Granter {
         })
     }
 
+    /// Read once for as long as the texts stay, also what cannot be read: a storm does not read it, and complain, again and
+    /// again.
     fn rules(&self, record: &Record) -> Result<Rules, Denied> {
         let mut known = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
         let texts = [&record.policy, &record.limits, &record.schemas];
-        if let Some(rules) = known.get(&record.fleet)
-            && rules.texts.iter().eq(texts)
+        if let Some(read) = known.get(&record.fleet)
+            && read.texts.iter().eq(texts)
         {
-            return Ok(rules.clone());
+            return read.rules.clone();
         }
-        let fleet = &record.fleet;
-        let unreadable = |what: &str| {
-            Denied::new(
-                Problem::Unavailable,
-                format!("the gateway cannot read this fleet's {what}; its log says why"),
-            )
-        };
-        let policy = Policy::parse(&record.policy).map_err(|error| {
-            tracing::error!(%fleet, %error, "a fleet's policy cannot be read; mend it with 'doorward fleet policy'");
-            unreadable("policy")
-        })?;
-        let limits = FleetLimits::parse(&record.limits).map_err(|error| {
-            tracing::error!(%fleet, %error, "a fleet's limits cannot be read; mend them with 'doorward fleet limits'");
-            unreadable("limits")
-        })?;
-        let schemas = SchemaSet::parse(&record.schemas).map_err(|error| {
-            tracing::error!(%fleet, %error, "a fleet's schemas cannot be read; mend them with 'doorward fleet schema'");
-            unreadable("schemas")
-        })?;
-        let schemas = (!schemas.is_empty()).then(|| Arc::new(schemas) as Arc<dyn Schemas>);
-        let rules = Rules { texts: texts.map(Arc::clone), policy: Arc::new(policy), limits, schemas };
-        known.insert(fleet.clone(), rules.clone());
-        Ok(rules)
+        let rules = read_rules(record);
+        known.insert(record.fleet.clone(), Read { texts: texts.map(Arc::clone), rules: rules.clone() });
+        rules
     }
+}
+
+fn read_rules(record: &Record) -> Result<Rules, Denied> {
+    let fleet = &record.fleet;
+    let unreadable = |what: &str| {
+        Denied::new(
+            Problem::Unavailable,
+            format!("the gateway cannot read this fleet's {what}; its log says why"),
+        )
+    };
+    let policy = Policy::parse(&record.policy).map_err(|error| {
+        tracing::error!(%fleet, %error, "a fleet's policy cannot be read; mend it with 'doorward fleet policy'");
+        unreadable("policy")
+    })?;
+    let limits = FleetLimits::parse(&record.limits).map_err(|error| {
+        tracing::error!(%fleet, %error, "a fleet's limits cannot be read; mend them with 'doorward fleet limits'");
+        unreadable("limits")
+    })?;
+    let schemas = SchemaSet::parse(&record.schemas).map_err(|error| {
+        tracing::error!(%fleet, %error, "a fleet's schemas cannot be read; mend them with 'doorward fleet schema'");
+        unreadable("schemas")
+    })?;
+    let schemas = (!schemas.is_empty()).then(|| Arc::new(schemas) as Arc<dyn Schemas>);
+    Ok(Rules { policy: Arc::new(policy), limits, schemas })
 }

@@ -197,6 +197,10 @@ impl<'a> Walk<'a> {
         if followed.contains(&to) || pointer.is_empty() {
             return no(format!("'{to}' leads back to itself: what a message may cost would have no bound"));
         }
+        // What validates decodes it (RFC 6901 §6), and would look at another place than this one.
+        if pointer.contains('%') {
+            return no(format!("'{to}' has a percent sign: name what it leads to without"));
+        }
         let Some(target) = self.root.pointer(pointer) else {
             return no(format!("'{to}' leads nowhere"));
         };

@@ -124,6 +124,12 @@ impl Session {
         self.closing
     }
 
+    /// Whether its certificate has expired, so that it may do nothing but renew it.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        self.grant.late
+    }
+
     /// What it may cost.
     #[must_use]
     pub fn limits(&self) -> &Limits {
@@ -131,11 +137,12 @@ impl Session {
     }
 
     /// What goes with the device into its next session: all that it has used of its rates, and its strikes where they have
-    /// closed this one. Whoever was not closed for a few begins the next session without them.
+    /// closed this one, and it was proven: a thief of the certificate alone earns none for the device. Whoever was not closed for
+    /// a few begins the next session without them.
     #[must_use]
     pub fn usage(&self) -> Usage {
         let mut usage = self.usage.clone();
-        if self.closing != Some(Close::Strikes) {
+        if self.closing != Some(Close::Strikes) || !self.proven {
             usage.forget_strikes();
         }
         usage

@@ -84,7 +84,12 @@ fn arrive(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr) {
     if arrival.wait().is_zero() {
         return admit(gateway, tcp, peer, arrival);
     }
+    // The last quarter of the chairs is for known addresses: else strangers would make of 'slowed' a 'closed' for them.
+    let kept = live.config.addresses.waiting / 4;
     match Arc::clone(&gateway.addresses.waiting).try_acquire_owned() {
+        Ok(_) if !arrival.is_known() && gateway.addresses.waiting.available_permits() < kept => {
+            turn_away(gateway, peer, Turned::Waiting);
+        }
         Ok(chair) => {
             gateway.counters.door().slow_down();
             debug!(%peer, wait = ?arrival.wait(), "its handshake waits");

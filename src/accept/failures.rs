@@ -29,7 +29,7 @@ pub(super) fn counts_in_tls(error: &io::Error) -> bool {
 }
 
 /// Whether a refused request counts. Who has a certificate that the registry knows is a device of ours: what is wrong with it
-/// is told to it in words, and its own limits hold it.
+/// is told to it in words, and its site is not slowed for it; the rate of its address bounds what that costs.
 pub(super) fn counts_as(problem: Problem) -> bool {
     match problem {
         Problem::CertificateUnknown | Problem::CertificateUnfit | Problem::CertificateMismatch => true,

@@ -1,5 +1,7 @@
 //! The most memory that a gateway takes by its configuration, whoever comes. docs/operations.md has the formula.
 
+use std::time::Duration;
+
 use super::Config;
 use crate::accept::Addresses;
 use crate::gateway::MAX_DELIVERY_BYTES;
@@ -48,7 +50,9 @@ impl Memory {
         let (message, outgoing) = (limits.message_bytes, limits.outgoing_bytes);
         // A frame that is read and the message that it ends; what waits to be sent, in the session and in its WebSocket;
         // what its subscriptions have brought.
+        let strikes = limits.strikes * size_of::<Duration>();
         let session = SESSION
+            + strikes
             + TLS
             + 2 * message
             + 3 * outgoing
@@ -61,7 +65,7 @@ impl Memory {
         // The queue, and as much again that a transaction may have taken out of it.
         let waiting = limits.store_queue.saturating_mul(message + SMALL).min(MAX_BYTES + message);
         let store = 2 * waiting;
-        let devices = MAX_REMEMBERED * REMEMBERED;
+        let devices = MAX_REMEMBERED * (REMEMBERED + strikes);
         let fixed = PROGRAM + addresses + devices + store;
         let all = |each: usize| limits.connections.saturating_mul(each).saturating_add(fixed);
         Self {
@@ -95,6 +99,7 @@ mod tests {
         wider(|config| config.limits.subscriptions += 1);
         wider(|config| config.addresses.remembered += 8);
         wider(|config| config.addresses.waiting += 1);
+        wider(|config| config.limits.strikes += 1);
         assert!(default.of_strangers < default.at_most / 4, "{default:?}");
         assert!(default.addresses < 32 << 20, "{default:?}");
     }

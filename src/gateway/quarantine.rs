@@ -92,8 +92,8 @@ impl Quarantines {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn one(&self) -> Option<(DeviceId, (String, Option<Duration>))> {
-        self.lock().iter().next().map(|(device, why)| (device.clone(), why.clone()))
+    fn devices(&self) -> Vec<DeviceId> {
+        self.lock().keys().cloned().collect()
     }
 }
 
@@ -211,17 +211,31 @@ pub(super) async fn run(gateway: Arc<Gateway>, stop: CancellationToken) {
     }
 }
 
+/// Each of them once: one whose row somebody holds, or a registry that is away, keeps nobody else waiting.
 async fn suspend_all(gateway: &Gateway) {
-    while let Some((device, (reason, lasts))) = gateway.quarantines.one() {
-        match gateway.registry.quarantine(&device, &gateway.name, &reason, lasts).await {
-            Ok(_) => {}
-            Err(RegistryError::Unavailable(_) | RegistryError::Unknown(_)) => {
-                tokio::time::sleep(RETRY).await;
-                continue;
+    let mut again = false;
+    for device in gateway.quarantines.devices() {
+        let Some((reason, lasts)) = gateway.quarantines.lock().get(&device).cloned() else { continue };
+        // It may have been switched off while the registry was away.
+        if gateway.live().config.quarantine.mode == QuarantineMode::On {
+            match gateway.registry.quarantine(&device, &gateway.name, &reason, lasts).await {
+                Ok(true) => {
+                    gateway.quarantines.counters.suspended.fetch_add(1, Ordering::Relaxed);
+                }
+                // Suspended or revoked already, by somebody whose word counts more.
+                Ok(false) => {}
+                Err(RegistryError::Unavailable(_) | RegistryError::Unknown(_)) => {
+                    again = true;
+                    continue;
+                }
+                Err(error) => warn!(%device, %error, "the device is not suspended, though it should be"),
             }
-            Err(error) => warn!(%device, %error, "the device is not suspended, though it should be"),
         }
         gateway.quarantines.lock().remove(&device);
+    }
+    if again {
+        tokio::time::sleep(RETRY).await;
+        gateway.quarantines.news.notify_one();
     }
 }
 

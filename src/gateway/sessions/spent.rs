@@ -11,6 +11,9 @@ use doorward_proto::time::Moment;
 
 use crate::gateway::quarantine::Offence;
 
+/// How long the place is known from which a device was last heard: one that reports once a day comes back to it.
+const HOME_FOR: Duration = Duration::from_secs(48 * 3600);
+
 /// One device's. Of this gateway: at another one it has its limits again.
 #[derive(Debug, Default)]
 pub(crate) struct Spent {
@@ -39,6 +42,9 @@ impl Spent {
             usage.join(known, now.monotonic);
         }
         inside.usage = Some(usage);
+        if let Some((_, seen)) = &mut inside.attempts.home {
+            *seen = now.monotonic;
+        }
     }
 
     /// Tells a session what the others have used.
@@ -54,8 +60,8 @@ impl Spent {
     }
 
     /// A session from there has been proven.
-    pub(crate) fn proven(&self, from: IpAddr) {
-        self.lock().attempts.home = Some(place(from));
+    pub(crate) fn proven(&self, from: IpAddr, now: Duration) {
+        self.lock().attempts.home = Some((place(from), now));
     }
 
     /// The device has sent what it should not; how many of the kind that makes within the window.
@@ -68,12 +74,13 @@ impl Spent {
         self.lock().offences = Offences::default();
     }
 
-    /// Whether a full bucket and no strike are all that is left.
+    /// Whether a full bucket, no strike and no place of late are all that is left.
     pub(super) fn is_over(&self, now: Duration) -> bool {
         let inside = self.lock();
         let full = |bucket: &Option<Bucket>| bucket.as_ref().is_none_or(|bucket| bucket.is_full(now));
         inside.usage.as_ref().is_none_or(|usage| usage.is_over(now))
             && !inside.offences.count(now)
+            && inside.attempts.home.is_none_or(|(_, seen)| now.saturating_sub(seen) >= HOME_FOR)
             && full(&inside.attempts.at_home)
             && full(&inside.attempts.elsewhere)
     }
@@ -110,14 +117,19 @@ impl Offences {
 /// the device, where it was proven last, comes in by the other.
 #[derive(Debug, Default)]
 struct Attempts {
-    home: Option<IpAddr>,
+    /// And when it was last heard from there.
+    home: Option<(IpAddr, Duration)>,
     at_home: Option<Bucket>,
     elsewhere: Option<Bucket>,
 }
 
 impl Attempts {
     fn take(&mut self, from: IpAddr, connects: Connects, now: Duration) -> Result<(), Duration> {
-        let bucket = if self.home == Some(from) { &mut self.at_home } else { &mut self.elsewhere };
+        let bucket = if self.home.is_some_and(|(home, _)| home == from) {
+            &mut self.at_home
+        } else {
+            &mut self.elsewhere
+        };
         let rate = connects.rate();
         let bucket = bucket.get_or_insert_with(|| Bucket::new(rate));
         bucket.set(rate, now);
@@ -159,14 +171,19 @@ mod tests {
     #[test]
     fn who_has_stolen_a_certificate_does_not_keep_the_device_out_that_was_proven() {
         let spent = Spent::default();
-        spent.proven(ip("192.0.2.1"));
+        spent.proven(ip("192.0.2.1"), NOW);
         while spent.connect(ip("198.51.100.7"), CONNECTS, NOW).is_ok() {}
         assert!(spent.connect(ip("203.0.113.9"), CONNECTS, NOW).is_err(), "strange places are one");
         assert_eq!(spent.connect(ip("::ffff:192.0.2.1"), CONNECTS, NOW), Ok(()));
         // One that moves about does not get a full bucket with each place.
         assert!((0..2).all(|_| spent.connect(ip("192.0.2.1"), CONNECTS, NOW).is_ok()));
-        spent.proven(ip("203.0.113.9"));
+        spent.proven(ip("203.0.113.9"), NOW);
         assert!(spent.connect(ip("203.0.113.9"), CONNECTS, NOW).is_err());
+        // Where it was is known for longer than its buckets take to fill: they are not what it is remembered for.
+        let later = NOW + Duration::from_secs(3600);
+        assert!(!spent.is_over(later) && spent.is_over(NOW + HOME_FOR));
+        while spent.connect(ip("198.51.100.7"), CONNECTS, later).is_ok() {}
+        assert_eq!(spent.connect(ip("203.0.113.9"), CONNECTS, later), Ok(()));
     }
 
     #[test]
