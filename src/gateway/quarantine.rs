@@ -151,7 +151,6 @@ impl Gateway {
                 // Said already: the registry is away, and has still to hear of it.
                 return;
             }
-            self.quarantines.counters.suspended.fetch_add(1, Ordering::Relaxed);
             self.quarantines.news.notify_one();
             if may_say {
                 warn!(connection = %handle.id, %device, %peer, "{what}: the device is suspended {lasting}");
