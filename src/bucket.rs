@@ -30,6 +30,12 @@ impl Rate {
         Self::of(interval.max(1), count)
     }
 
+    /// One each so many seconds, and so many at once.
+    pub(crate) const fn every(seconds: u64, burst: u64) -> Self {
+        let interval = seconds * 1_000_000_000;
+        Self { interval, whole: interval * burst }
+    }
+
     fn of(interval: u64, burst: usize) -> Self {
         let burst = u64::try_from(burst.max(1)).unwrap_or(u64::MAX);
         Self { interval, whole: interval.saturating_mul(burst) }
@@ -57,6 +63,15 @@ impl Bucket {
     /// Takes the next token, also one that has to be waited for.
     pub(crate) fn take(&mut self, rate: Rate, now: u64) {
         self.take_many(rate, 1, now);
+    }
+
+    /// Takes one if it is there.
+    pub(crate) fn try_take(&mut self, rate: Rate, now: u64) -> bool {
+        let there = self.wait(rate, now) == 0;
+        if there {
+            self.take(rate, now);
+        }
+        there
     }
 
     /// Takes so many at once.
@@ -104,6 +119,9 @@ mod tests {
         assert_eq!(bucket.wait(rate, now), SECOND / 5);
         assert_eq!(bucket.wait(rate, now + SECOND / 5), 0);
         assert!(!bucket.is_full(now + SECOND / 2) && bucket.is_full(now + SECOND));
+        let (rate, mut bucket) = (Rate::every(6, 20), Bucket::default());
+        assert_eq!((0..100).filter(|_| bucket.try_take(rate, now)).count(), 20);
+        assert!(!bucket.try_take(rate, now + 6 * SECOND - 1) && bucket.try_take(rate, now + 6 * SECOND));
     }
 
     #[test]

@@ -10,15 +10,16 @@ use std::time::Duration;
 
 use tracing::info;
 
+use crate::bucket::{Bucket, Rate, nanos};
 use crate::clock;
 use crate::metrics::Counters;
 
 /// How often what was folded is said.
 pub(crate) const EVERY: Duration = Duration::from_secs(60);
 /// Lines of one kind and reason that are written at once, and how many more a minute.
-const OF_A_REASON: Allowance = Allowance { burst: 20.0, per_minute: 10.0 };
+const OF_A_REASON: Rate = Rate::every(6, 20);
 /// The same for each of the three parties together, so that none of them silences another.
-const OF_A_PARTY: Allowance = Allowance { burst: 60.0, per_minute: 30.0 };
+const OF_A_PARTY: Rate = Rate::every(2, 60);
 /// Kinds and reasons that are told apart. There are fewer in this program.
 const MOST: usize = 256;
 /// A sample's words are cut here: a subject is whatever somebody put into a certificate.
@@ -88,35 +89,6 @@ impl Kind {
     }
 }
 
-/// A token bucket's size and how fast it fills.
-#[derive(Debug, Clone, Copy)]
-struct Allowance {
-    burst: f64,
-    per_minute: f64,
-}
-
-#[derive(Debug)]
-struct Bucket {
-    allowance: Allowance,
-    tokens: f64,
-    at: Duration,
-}
-
-impl Bucket {
-    fn new(allowance: Allowance, now: Duration) -> Self {
-        Self { allowance, tokens: allowance.burst, at: now }
-    }
-
-    fn fill(&mut self, now: Duration) {
-        let more = now.saturating_sub(self.at).as_secs_f64() / 60.0 * self.allowance.per_minute;
-        (self.tokens, self.at) = ((self.tokens + more).min(self.allowance.burst), now);
-    }
-
-    fn is_full(&self) -> bool {
-        self.tokens >= self.allowance.burst
-    }
-}
-
 /// Who brought a line about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sample {
@@ -132,7 +104,7 @@ impl Sample {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Repeats {
     lines: Bucket,
     /// Since the last summary.
@@ -150,27 +122,15 @@ pub(crate) struct Summary {
 }
 
 /// What has been written and what has been folded.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Folds(Mutex<State>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     repeats: HashMap<(Kind, &'static str), Repeats>,
     strangers: Bucket,
     holders: Bucket,
     devices: Bucket,
-}
-
-impl Default for Folds {
-    fn default() -> Self {
-        let bucket = || Bucket::new(OF_A_PARTY, Duration::ZERO);
-        Self(Mutex::new(State {
-            repeats: HashMap::new(),
-            strangers: bucket(),
-            holders: bucket(),
-            devices: bucket(),
-        }))
-    }
 }
 
 impl Folds {
@@ -199,21 +159,16 @@ impl Folds {
         let State { repeats, strangers, holders, devices } = &mut *state;
         let reason =
             if repeats.len() < MOST || repeats.contains_key(&(kind, reason)) { reason } else { "other" };
-        let repeats = repeats.entry((kind, reason)).or_insert_with(|| Repeats {
-            lines: Bucket::new(OF_A_REASON, now),
-            count: 0,
-            first: None,
-        });
+        let repeats = repeats.entry((kind, reason)).or_default();
         let party = match kind.party() {
             Party::Strangers => strangers,
             Party::Holders => holders,
             Party::Devices => devices,
         };
-        repeats.lines.fill(now);
-        party.fill(now);
-        if repeats.lines.tokens >= 1.0 && party.tokens >= 1.0 {
-            repeats.lines.tokens -= 1.0;
-            party.tokens -= 1.0;
+        let now = nanos(now);
+        // Of both or of none.
+        if repeats.lines.wait(OF_A_REASON, now) == 0 && party.try_take(OF_A_PARTY, now) {
+            repeats.lines.take(OF_A_REASON, now);
             return true;
         }
         repeats.count += 1;
@@ -227,7 +182,6 @@ impl Folds {
     fn take(&self, now: Duration) -> Vec<Summary> {
         let mut summaries = Vec::new();
         self.lock().repeats.retain(|(kind, reason), repeats| {
-            repeats.lines.fill(now);
             let folded = repeats.count > 0;
             if folded {
                 let first = repeats.first.take();
@@ -238,7 +192,7 @@ impl Folds {
                     first,
                 });
             }
-            folded || !repeats.lines.is_full()
+            folded || !repeats.lines.is_full(nanos(now))
         });
         summaries
     }

@@ -308,8 +308,8 @@ impl Gateway {
             kind: EventKind::PossibleClone,
             device: Some(&from.device),
             reason: "",
-            peer: by.to_owned(),
-            detail,
+            peer: &by,
+            detail: &detail,
         });
     }
 }

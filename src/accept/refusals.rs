@@ -44,8 +44,8 @@ pub(super) fn failed(gateway: &Gateway, arrival: &Arrival, id: &str) {
             kind: EventKind::AddressBlocked,
             device: None,
             reason: "",
-            peer: address.to_string(),
-            detail: format!("for {seconds} s: too many failures, and no proven session from there"),
+            peer: &address,
+            detail: &format_args!("for {seconds} s: too many failures, and no proven session from there"),
         });
     }
 }
@@ -64,8 +64,8 @@ pub(super) fn refuse_in_tls(gateway: &Gateway, error: &io::Error, peer: SocketAd
             kind: EventKind::TlsRefused,
             device: None,
             reason: class.label(),
-            peer: peer.to_string(),
-            detail: format!("{}: {error}; subject {subject}", class.label()),
+            peer: &peer,
+            detail: &format_args!("{}: {error}; subject {subject}", class.label()),
         });
     }
 }
@@ -87,8 +87,8 @@ pub(super) async fn refuse(gateway: &Gateway, refused: Refused, peer: SocketAddr
             kind: EventKind::Refused,
             device: named.as_ref(),
             reason: problem.label(),
-            peer: peer.to_string(),
-            detail: format!("{}: {}", problem.label(), denied.detail),
+            peer: &peer,
+            detail: &format_args!("{}: {}", problem.label(), denied.detail),
         });
     }
     let retry_after = match problem {

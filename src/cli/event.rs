@@ -146,7 +146,7 @@ impl Shown {
     }
 }
 
-fn json_of(event: &StoredEvent) -> Value {
+pub(super) fn json_of(event: &StoredEvent) -> Value {
     json!({
         "id": event.id, "at": output::time(event.at), "since": output::time(event.since), "count": event.count,
         "gateway": event.gateway, "device": event.device, "kind": event.kind, "peer": event.peer, "detail": event.detail,

@@ -20,12 +20,14 @@ use crate::home::FileError;
 use crate::identity::Own;
 use crate::master::MasterKeys;
 use crate::registry::insight::Insight;
-use crate::registry::{DeviceDetail, Fleet, Record, RegistryError};
+use crate::registry::{DeviceDetail, EventFilter, Fleet, Record, RegistryError, StoredEvent};
 use crate::tls::{Door, TlsError};
 
 use certificates::Judged;
 use checks::{Bars, Check, State};
 
+/// Security events that are looked at.
+const EVENTS: u32 = 10;
 /// What the database's clock may differ from ours before it is worth a word.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(2);
 
@@ -49,6 +51,8 @@ struct Facts {
     detail: DeviceDetail,
     fleet: Fleet,
     insight: Insight,
+    /// In the order of storing.
+    events: Vec<StoredEvent>,
     certificates: Vec<Judged>,
     /// What a fleet may say otherwise, as this home's configuration has it.
     own: Own,
@@ -127,6 +131,9 @@ impl Facts {
         let before = clock::utc();
         let insight = registry.insight(id, &fleet.id).await?;
         let after = clock::utc();
+        let newest =
+            EventFilter { device: Some(id.clone()), limit: EVENTS, newest: true, ..EventFilter::default() };
+        let events = registry.events(&newest).await?;
         // Last: what admission would be told is no older than what else is said.
         let names: Vec<_> = detail.certificates.iter().map(|row| row.fingerprint).collect();
         let mut records = registry.look_up_all(&names).await?;
@@ -152,7 +159,20 @@ impl Facts {
         certificates::best_first(&mut certificates);
         let record = certificates.first().and_then(|judged| judged.record.clone());
         let ahead = difference(before, insight.now, after);
-        Ok(Self { detail, fleet, insight, certificates, own, limits, master, door, ahead, record, now })
+        Ok(Self {
+            detail,
+            fleet,
+            insight,
+            events,
+            certificates,
+            own,
+            limits,
+            master,
+            door,
+            ahead,
+            record,
+            now,
+        })
     }
 }
 

@@ -18,8 +18,8 @@ impl Connection {
             kind,
             device: Some(&self.handle.device),
             reason: "",
-            peer: self.peer.to_string(),
-            detail: format!("{detail}; session {}", self.handle.id),
+            peer: &self.peer,
+            detail: &format_args!("{detail}; session {}", self.handle.id),
         });
     }
 }

@@ -3,6 +3,7 @@
 //! begins and costs a few rows, and nobody fills the disk with them ("What events cost" in docs/operations.md).
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use super::Gateway;
+use crate::bucket::{Bucket, Rate, nanos};
 use crate::clock;
 use crate::fold;
 use crate::registry::{EventKind, NewEvent};
@@ -21,8 +23,7 @@ const LAST: Duration = Duration::from_secs(3600);
 /// Devices and kinds that are told apart at a time; what is beyond is gathered by its kind alone.
 const MOST: usize = 1024;
 /// Rows of one kind at once, and a minute. What finds none waits, gathered with what follows.
-const ROWS_AT_ONCE: f64 = 200.0;
-const ROWS_A_MINUTE: f64 = 10.0;
+const ROWS: Rate = Rate::every(6, 200);
 /// How often it is looked whether something is due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// What is said where devices are not told apart any more.
@@ -62,8 +63,9 @@ pub(crate) struct Event<'a> {
     pub(crate) device: Option<&'a DeviceId>,
     /// Of one kind, what is told apart.
     pub(crate) reason: &'static str,
-    pub(crate) peer: String,
-    pub(crate) detail: String,
+    /// Put into words for the first of its like alone: refused messages come as fast as a device can send.
+    pub(crate) peer: &'a dyn fmt::Display,
+    pub(crate) detail: &'a dyn fmt::Display,
 }
 
 /// Events that are being gathered.
@@ -73,20 +75,13 @@ pub(crate) struct Events(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     groups: HashMap<Key, Group>,
-    rows: HashMap<EventKind, (f64, Duration)>,
+    rows: HashMap<EventKind, Bucket>,
 }
 
 impl State {
     /// Takes a kind's right to one row more.
     fn may_write(&mut self, kind: EventKind, now: Duration) -> bool {
-        let (rows, at) = self.rows.entry(kind).or_insert((ROWS_AT_ONCE, now));
-        let more = now.saturating_sub(*at).as_secs_f64() / 60.0 * ROWS_A_MINUTE;
-        (*rows, *at) = ((*rows + more).min(ROWS_AT_ONCE), now);
-        let may = *rows >= 1.0;
-        if may {
-            *rows -= 1.0;
-        }
-        may
+        self.rows.entry(kind).or_default().try_take(ROWS, nanos(now))
     }
 }
 
@@ -107,18 +102,27 @@ impl Events {
         let Event { kind, device, reason, peer, detail } = event;
         let mut state = self.lock();
         let mut key = Key { device: device.cloned(), kind, reason };
-        let mut detail: String = detail.chars().take(MOST_WORDS).collect();
-        if state.groups.len() >= MOST && !state.groups.contains_key(&key) {
+        let others = state.groups.len() >= MOST && !state.groups.contains_key(&key);
+        if others {
             key = Key { device: None, kind, reason: "others" };
-            OTHERS.clone_into(&mut detail);
         }
+        let held = || Held {
+            count: 0,
+            since: wall,
+            at: wall,
+            peer: peer.to_string(),
+            detail: match others {
+                true => OTHERS.to_owned(),
+                false => detail.to_string().chars().take(MOST_WORDS).collect(),
+            },
+        };
         if let Some(group) = state.groups.get_mut(&key) {
-            let held = group.held.get_or_insert(Held { count: 0, since: wall, at: wall, peer, detail });
+            let held = group.held.get_or_insert_with(held);
             held.count += 1;
             held.at = wall;
             return None;
         }
-        let held = Held { count: 1, since: wall, at: wall, peer, detail };
+        let held = Held { count: 1, ..held() };
         let at_once = state.may_write(kind, now);
         let (row, held) = if at_once { (Some(row(name, &key, held)), None) } else { (None, Some(held)) };
         state.groups.insert(key, Group { held, due: now + FIRST, interval: FIRST });
@@ -201,7 +205,11 @@ pub(super) async fn run(gateway: Arc<Gateway>, stop: CancellationToken) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use time::macros::datetime;
+
+    use doorward_proto::verdict::Refusal;
 
     use super::*;
 
@@ -209,7 +217,8 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn event(device: Option<&DeviceId>, kind: EventKind) -> Event<'_> {
-        Event { kind, device, reason: "", peer: "192.0.2.7:1".to_owned(), detail: "x".repeat(MOST_WORDS + 1) }
+        static LONG: LazyLock<String> = LazyLock::new(|| "x".repeat(MOST_WORDS + 1));
+        Event { kind, device, reason: "", peer: &"192.0.2.7:1", detail: &*LONG }
     }
 
     fn name() -> Arc<str> {
@@ -222,7 +231,8 @@ mod tests {
         let (mut rows, mut told) = (Vec::new(), 0);
         for second in 0..4 * 3600 {
             let (now, wall) = (SECOND * second, WALL + SECOND * second);
-            let row = events.note(&name(), event(Some(&device), EventKind::Forbidden), now, wall);
+            let row =
+                events.note(&name(), event(Some(&device), EventKind::Message(Refusal::Forbidden)), now, wall);
             for row in row.into_iter().chain(events.due(&name(), now, false)) {
                 told += row.count;
                 assert_eq!(row.detail.len(), MOST_WORDS);
@@ -253,7 +263,12 @@ mod tests {
             let now = SECOND * 60 * minute;
             let mut written = Vec::new();
             for device in &devices {
-                written.extend(events.note(&name(), event(Some(device), EventKind::Replayed), now, WALL));
+                written.extend(events.note(
+                    &name(),
+                    event(Some(device), EventKind::Message(Refusal::Replayed)),
+                    now,
+                    WALL,
+                ));
             }
             written.extend(events.due(&name(), now, false));
             rows += written.len();

@@ -167,8 +167,8 @@ impl Gateway {
             kind: EventKind::Quarantine,
             device: Some(device),
             reason: offence.words(),
-            peer: peer.to_string(),
-            detail,
+            peer: &peer,
+            detail: &detail,
         });
     }
 

@@ -15,26 +15,8 @@ pub enum EventKind {
     TlsRefused,
     /// An upgrade was refused; the detail begins with the problem.
     Refused,
-    /// A message was refused, as the protocol's error of the same name says.
-    BadEnvelope,
-    /// Likewise.
-    BadKey,
-    /// Likewise.
-    BadSignature,
-    /// Likewise.
-    BadMessage,
-    /// Likewise.
-    WrongParty,
-    /// Likewise.
-    WrongSession,
-    /// Likewise.
-    Stale,
-    /// Likewise.
-    Replayed,
-    /// Likewise.
-    RateLimited,
-    /// Likewise.
-    Forbidden,
+    /// A message was refused, for a reason of its device's making.
+    Message(Refusal),
     /// Too many refused messages have ended a session.
     Strikes,
     /// A device is taken over again and again, as if there were two of it.
@@ -49,16 +31,16 @@ impl EventKind {
         Self::AddressBlocked,
         Self::TlsRefused,
         Self::Refused,
-        Self::BadEnvelope,
-        Self::BadKey,
-        Self::BadSignature,
-        Self::BadMessage,
-        Self::WrongParty,
-        Self::WrongSession,
-        Self::Stale,
-        Self::Replayed,
-        Self::RateLimited,
-        Self::Forbidden,
+        Self::Message(Refusal::BadEnvelope),
+        Self::Message(Refusal::BadKey),
+        Self::Message(Refusal::BadSignature),
+        Self::Message(Refusal::BadMessage),
+        Self::Message(Refusal::WrongParty),
+        Self::Message(Refusal::WrongSession),
+        Self::Message(Refusal::Stale),
+        Self::Message(Refusal::Replayed),
+        Self::Message(Refusal::RateLimited),
+        Self::Message(Refusal::Forbidden),
         Self::Strikes,
         Self::PossibleClone,
         Self::Quarantine,
@@ -71,16 +53,7 @@ impl EventKind {
             Self::AddressBlocked => "address_blocked",
             Self::TlsRefused => "tls_refused",
             Self::Refused => "refused",
-            Self::BadEnvelope => "bad_envelope",
-            Self::BadKey => "bad_key",
-            Self::BadSignature => "bad_signature",
-            Self::BadMessage => "bad_message",
-            Self::WrongParty => "wrong_party",
-            Self::WrongSession => "wrong_session",
-            Self::Stale => "stale",
-            Self::Replayed => "replayed",
-            Self::RateLimited => "rate_limited",
-            Self::Forbidden => "forbidden",
+            Self::Message(refusal) => refusal.as_str(),
             Self::Strikes => "strikes",
             Self::PossibleClone => "possible_clone",
             Self::Quarantine => "quarantine",
@@ -96,19 +69,10 @@ impl EventKind {
     /// What a refused message is; `None` where nobody but ourselves is the reason.
     #[must_use]
     pub const fn of(refusal: Refusal) -> Option<Self> {
-        Some(match refusal {
-            Refusal::BadEnvelope => Self::BadEnvelope,
-            Refusal::BadKey => Self::BadKey,
-            Refusal::BadSignature => Self::BadSignature,
-            Refusal::BadMessage => Self::BadMessage,
-            Refusal::WrongParty => Self::WrongParty,
-            Refusal::WrongSession => Self::WrongSession,
-            Refusal::Stale => Self::Stale,
-            Refusal::Replayed => Self::Replayed,
-            Refusal::RateLimited => Self::RateLimited,
-            Refusal::Forbidden => Self::Forbidden,
-            Refusal::Unavailable => return None,
-        })
+        match refusal {
+            Refusal::Unavailable => None,
+            refusal => Some(Self::Message(refusal)),
+        }
     }
 }
 

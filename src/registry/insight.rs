@@ -6,8 +6,6 @@ use time::OffsetDateTime;
 
 use super::{GatewayStatus, Result};
 
-/// Security events of a device that are shown.
-pub(super) const EVENTS: i64 = 10;
 /// Changes that a gateway has not confirmed are counted so far.
 pub const MOST_BEHIND: u32 = 1000;
 
@@ -16,8 +14,6 @@ pub const MOST_BEHIND: u32 = 1000;
 pub struct Insight {
     /// The gateways that ever served, in the order of names.
     pub gateways: Vec<Follower>,
-    /// The device's newest security events, the newest first.
-    pub events: Vec<Event>,
     /// Whether a gateway has suspended it, and until when if that ends by itself.
     pub quarantine: Option<Option<OffsetDateTime>>,
     /// The database's clock.
@@ -33,21 +29,6 @@ pub struct Follower {
     pub behind: u64,
     /// When the oldest of them was made.
     pub since: Option<OffsetDateTime>,
-}
-
-/// A security event as it was written.
-#[derive(Debug, Clone)]
-pub struct Event {
-    /// When.
-    pub at: OffsetDateTime,
-    /// The gateway's name.
-    pub gateway: String,
-    /// Which kind.
-    pub kind: String,
-    /// The peer's address.
-    pub peer: String,
-    /// Words for a person.
-    pub detail: String,
 }
 
 /// The part of the registry that explains.

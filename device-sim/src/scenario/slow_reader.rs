@@ -1,5 +1,6 @@
 //! A device that subscribes to what it publishes and reads none of it: its session must end, not grow.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio::task::JoinSet;
 use super::attacks::{Attacks, local};
 use super::{Cast, Context};
 use crate::engine::probe::{Answer, Probe};
+use crate::fleet::Member;
 
 /// What the kernels on both sides may hold is some megabytes; this is more.
 const MESSAGES: usize = 1200;
@@ -66,10 +68,18 @@ async fn one(context: &Context, attacker: usize, index: usize, attacks: &Attacks
     let instead = loop {
         match probe.answer().await {
             Answer::Said(said) => held_back |= said.error == "rate_limited",
-            Answer::Ended(Ended::Closed { close: Close::SlowReader } | Ended::Lost(_)) => break None,
+            Answer::Ended(Ended::Closed { close: Close::SlowReader }) => break None,
+            // Its close may have found no way through what was not read: but then the gateway is still there.
+            Answer::Ended(Ended::Lost(_)) => break lives(context, member, local(context, attacker)).await,
             Answer::Silence if held_back => break None,
             other => break Some(other.words()),
         }
     };
     attacks.saw(name, EXPECTED, id, instead);
+}
+
+/// Whether the device is let in again; else what came instead.
+async fn lives(context: &Context, member: &Member, local: Option<IpAddr>) -> Option<String> {
+    let opened = Probe::open(context, &member.tls, local).await;
+    opened.err().map(|error| format!("the connection was lost, and the next one failed: {error}"))
 }

@@ -359,7 +359,7 @@ impl Facts {
 
     fn events(&self) -> Check {
         const TOPIC: &str = "events";
-        let Some(last) = self.insight.events.first() else { return Check::fine(TOPIC, "none on record") };
+        let Some(last) = self.events.last() else { return Check::fine(TOPIC, "none on record") };
         let what = format!(
             "the last: {} at {} on {}, from {}: {}",
             output::plain(&last.kind),

@@ -7,7 +7,7 @@ use super::certificates::{Judged, Refusal};
 use super::checks::{Check, State};
 use super::{Facts, Verdict};
 use crate::cli::failure::Outcome;
-use crate::cli::{Shared, output};
+use crate::cli::{Shared, event, output};
 use crate::clock;
 
 pub(super) fn show(shared: &Shared, facts: &Facts, checks: &[Check], verdict: Verdict) -> Outcome {
@@ -101,13 +101,7 @@ fn as_json(facts: &Facts, checks: &[Check], verdict: Verdict) -> Value {
             "since": output::time(presence.since),
             "last_seen": output::time(presence.last_seen),
         })),
-        "events": facts.insight.events.iter().map(|event| json!({
-            "at": output::time(event.at),
-            "gateway": event.gateway,
-            "kind": event.kind,
-            "peer": event.peer,
-            "detail": event.detail,
-        })).collect::<Vec<_>>(),
+        "events": facts.events.iter().rev().map(event::json_of).collect::<Vec<_>>(),
         "clock": { "database": output::time(facts.insight.now), "ahead_seconds": facts.ahead.as_seconds_f64() },
     })
 }

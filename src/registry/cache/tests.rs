@@ -58,6 +58,13 @@ async fn open(folder: &Path) -> Cache {
     Cache::open(folder, "sqlite://a", 100).await.unwrap()
 }
 
+/// A connection that is merely dropped closes on a thread of its own, and writes its log into the file as it does.
+async fn close(cache: Cache) {
+    if let State::Open(file) = cache.state.into_inner() {
+        file.close().await;
+    }
+}
+
 #[tokio::test]
 async fn a_record_comes_back_as_it_was_given() {
     let folder = tempfile::tempdir().unwrap();
@@ -73,14 +80,14 @@ async fn a_record_comes_back_as_it_was_given() {
     cache.keep(&at(7)).await.unwrap();
     cache.put(&of("b"), Entry::of(&b));
     cache.flush().await.unwrap();
-    drop(cache);
+    close(cache).await;
     let cache = open(folder.path()).await;
     assert_eq!(cache.known().await, Some(at(7)));
     assert_eq!(cache.find(&of("a")).await, Some(a));
     assert_eq!(cache.find(&of("b")).await, Some(b));
     assert_eq!(cache.find(&of("c")).await, None);
     cache.set_signed_off(true).await.unwrap();
-    drop(cache);
+    close(cache).await;
     assert!(open(folder.path()).await.known().await.unwrap().signed_off);
 }
 
@@ -109,7 +116,7 @@ async fn what_is_forgotten_is_not_found_whether_that_is_written_or_not() {
     cache.forget(&Forgotten::everything());
     assert_eq!(cache.find(&of("c")).await, None);
     put("d", "yard");
-    drop(cache);
+    close(cache).await;
     // Nothing of that was written: it stands where it stood, at its position.
     let cache = open(folder.path()).await;
     assert_eq!(cache.known().await.unwrap(), at(2));
@@ -175,11 +182,12 @@ async fn of_another_registry_of_another_layout_or_broken_it_is_made_anew() {
         cache.put(&of("a"), Entry::of(&record("a", "default")));
         cache.keep(&at(1)).await.unwrap();
         assert!(cache.find(&of("a")).await.is_some());
+        close(cache).await;
     };
     filled().await;
     let other = Cache::open(folder.path(), "sqlite://b", 100).await.unwrap();
     assert_eq!((other.known().await, other.find(&of("a")).await), (None, None));
-    drop(other);
+    close(other).await;
     for spoil in ["PRAGMA user_version = 1", "DROP TABLE known", "DELETE FROM known"] {
         filled().await;
         let mut file = sqlx::SqliteConnection::connect(&path.display().to_string()).await.unwrap();
@@ -187,6 +195,7 @@ async fn of_another_registry_of_another_layout_or_broken_it_is_made_anew() {
         file.close().await.unwrap();
         let cache = open(folder.path()).await;
         assert_eq!((cache.known().await, cache.find(&of("a")).await), (None, None), "{spoil}");
+        close(cache).await;
     }
     for text in ["", "no database", &"x".repeat(10_000)] {
         filled().await;
@@ -197,5 +206,6 @@ async fn of_another_registry_of_another_layout_or_broken_it_is_made_anew() {
         std::fs::write(&path, text).unwrap();
         let cache = open(folder.path()).await;
         assert_eq!((cache.known().await, cache.find(&of("a")).await), (None, None));
+        close(cache).await;
     }
 }

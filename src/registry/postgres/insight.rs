@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use doorward_proto::ids::{DeviceId, FleetId};
 
-use super::super::insight::{EVENTS, Event, Insight, Insights, Lag, MOST_BEHIND, join};
+use super::super::insight::{Insight, Insights, Lag, MOST_BEHIND, join};
 use super::super::shared::{count, within};
 use super::super::{Mark, OPERATOR_DEADLINE, Result};
 use super::{Postgres, error, gateways, rows};
@@ -27,14 +27,6 @@ async fn insight(registry: &Postgres, device: &DeviceId, fleet: &FleetId) -> Res
     .bind(device.as_str())
     .bind(fleet.as_str())
     .fetch_one(&mut *connection)
-    .await
-    .map_err(error::read)?;
-    let events = sqlx::query(
-        "SELECT at, gateway, kind, peer, detail FROM events WHERE device = $1 ORDER BY at DESC, id DESC LIMIT $2",
-    )
-    .bind(device.as_str())
-    .bind(EVENTS)
-    .fetch_all(&mut *connection)
     .await
     .map_err(error::read)?;
     let quarantine = sqlx::query("SELECT until FROM quarantines WHERE device = $1")
@@ -65,18 +57,8 @@ async fn insight(registry: &Postgres, device: &DeviceId, fleet: &FleetId) -> Res
     let lags = lags
         .iter()
         .map(|row| Ok((rows::get(row, "name")?, count(rows::get(row, "behind")?), rows::get(row, "since")?)));
-    let events = events.iter().map(|row| {
-        Ok(Event {
-            at: rows::get(row, "at")?,
-            gateway: rows::get(row, "gateway")?,
-            kind: rows::get(row, "kind")?,
-            peer: rows::get(row, "peer")?,
-            detail: rows::get(row, "detail")?,
-        })
-    });
     Ok(Insight {
         gateways: join(listed, &lags.collect::<Result<Vec<Lag>>>()?),
-        events: events.collect::<Result<_>>()?,
         quarantine: quarantine.map(|row| rows::get(&row, "until")).transpose()?,
         now: rows::get(&last, "now")?,
     })

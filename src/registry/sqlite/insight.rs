@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use doorward_proto::ids::{DeviceId, FleetId};
 
-use super::super::insight::{EVENTS, Event, Insight, Insights, Lag, MOST_BEHIND, join};
+use super::super::insight::{Insight, Insights, Lag, MOST_BEHIND, join};
 use super::super::shared::{count, within};
 use super::super::{Mark, OPERATOR_DEADLINE, Result};
 use super::{Sqlite, error, gateways, rows};
@@ -25,14 +25,6 @@ async fn insight(registry: &Sqlite, device: &DeviceId, fleet: &FleetId) -> Resul
     .bind(device.as_str())
     .bind(fleet.as_str())
     .fetch_one(&mut *connection)
-    .await
-    .map_err(error::read)?;
-    let events = sqlx::query(
-        "SELECT at, gateway, kind, peer, detail FROM events WHERE device = ?1 ORDER BY at DESC, id DESC LIMIT ?2",
-    )
-    .bind(device.as_str())
-    .bind(EVENTS)
-    .fetch_all(&mut *connection)
     .await
     .map_err(error::read)?;
     let quarantine = sqlx::query("SELECT until FROM quarantines WHERE device = ?1")
@@ -57,18 +49,8 @@ async fn insight(registry: &Sqlite, device: &DeviceId, fleet: &FleetId) -> Resul
     let lags = lags.iter().map(|row| {
         Ok((rows::get(row, "name")?, count(rows::get(row, "behind")?), rows::maybe_moment(row, "since")?))
     });
-    let events = events.iter().map(|row| {
-        Ok(Event {
-            at: rows::moment(row, "at")?,
-            gateway: rows::get(row, "gateway")?,
-            kind: rows::get(row, "kind")?,
-            peer: rows::get(row, "peer")?,
-            detail: rows::get(row, "detail")?,
-        })
-    });
     Ok(Insight {
         gateways: join(listed, &lags.collect::<Result<Vec<Lag>>>()?),
-        events: events.collect::<Result<_>>()?,
         quarantine: quarantine.map(|row| rows::maybe_moment(&row, "until")).transpose()?,
         now: rows::moment(&last, "now")?,
     })

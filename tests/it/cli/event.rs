@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use doorward::clock;
 use doorward::registry::{Batch, EventKind, NewEvent};
 use doorward_proto::ids::DeviceId;
+use doorward_proto::verdict::Refusal;
 use serde_json::{Value, json};
 
 use crate::support::command::{Desk, Ran, signal};
@@ -38,7 +39,7 @@ async fn what_was_noted_is_listed(database: Database, desk: Desk) {
     desk.run("event list --device press-7").fails(3, &["no device 'press-7'", "device list"]);
     desk.run("device add press-7").done();
     assert_eq!(desk.run("event list --device press-7 --json").json(), json!([]));
-    note(&database, Some("press-7"), EventKind::BadSignature, 1, "first").await;
+    note(&database, Some("press-7"), EventKind::Message(Refusal::BadSignature), 1, "first").await;
     note(&database, None, EventKind::TlsRefused, 17, "sec\u{1b}[31mond").await;
     note(&database, Some("never-registered"), EventKind::Refused, 3, "third").await;
 

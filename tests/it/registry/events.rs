@@ -1,6 +1,7 @@
 //! Security events, as they are written and read.
 
 use doorward::registry::{Batch, EventFilter, EventKind, NewEvent};
+use doorward_proto::verdict::Refusal;
 
 use super::{NOON, contract, device};
 use crate::support::database::Database;
@@ -23,9 +24,9 @@ async fn events_are_found(db: Database) {
         detail: format!("{n}"),
     };
     let events = vec![
-        event(1, Some("a"), EventKind::Replayed),
+        event(1, Some("a"), EventKind::Message(Refusal::Replayed)),
         event(2, None, EventKind::TlsRefused),
-        event(3, Some("b"), EventKind::Replayed),
+        event(3, Some("b"), EventKind::Message(Refusal::Replayed)),
         event(4, Some("a"), EventKind::Strikes),
     ];
     db.registry.write(&Batch { events, ..Batch::default() }).await.unwrap();

@@ -161,7 +161,7 @@ async fn a_gateway_does_its_work_and_no_operators() {
         count: 1,
         gateway: "g1".into(),
         device: Some(device("a")),
-        kind: EventKind::Replayed,
+        kind: EventKind::Message(doorward_proto::verdict::Refusal::Replayed),
         peer: String::new(),
         detail: String::new(),
     };

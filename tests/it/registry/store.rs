@@ -119,7 +119,7 @@ async fn one_message_never_refuses_another(db: Database) {
         count: 1,
         gateway: "g1".into(),
         device: Some(device("a")),
-        kind: EventKind::Replayed,
+        kind: EventKind::Message(doorward_proto::verdict::Refusal::Replayed),
         peer: "192.0.2.7".into(),
         detail: "with \0 in it".into(),
     };
