@@ -41,6 +41,17 @@ impl Cores {
         Ok(())
     }
 
+    /// A load beside what is measured: on the driver's core, and in its way as little as can be.
+    pub(crate) fn load(self, program: &Path) -> Command {
+        let mut command = Command::new("nice");
+        command.args(["-n", "19"]);
+        if self == Self::Apart {
+            command.args(["taskset", "-c", "1"]);
+        }
+        command.arg(program);
+        command
+    }
+
     fn command(self, program: &Path) -> Command {
         match self {
             Self::Shared => Command::new(program),
@@ -88,11 +99,17 @@ fn on(command: &mut Command, database: Option<&str>) {
     };
 }
 
+/// A home as it is made for everybody.
+pub(crate) fn init(home: &Path, database: Option<&str>) -> Result<()> {
+    let output = doorward(home, database).arg("init").output()?;
+    ensure!(output.status.success(), "init: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 /// A home whose limits are out of the way: a device's rate is not what is measured, nor that of the one address that all
 /// of them connect from.
 pub(crate) fn prepare(home: &Path, database: Option<&str>) -> Result<()> {
-    let output = doorward(home, database).arg("init").output()?;
-    ensure!(output.status.success(), "init: {}", String::from_utf8_lossy(&output.stderr));
+    init(home, database)?;
     let file = home.join("config.toml");
     let mut config = std::fs::read_to_string(&file)?;
     for (default, wanted) in [

@@ -3,6 +3,7 @@
 pub(crate) mod honest;
 mod pacer;
 pub(crate) mod probe;
+pub(crate) mod raw;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -152,7 +153,8 @@ pub async fn run(plan: Plan) -> Result<Report, Failure> {
     Ok(report)
 }
 
-async fn prepare(plan: &Plan, cast: &Cast) -> Result<Arc<Context>, Failure> {
+/// What a plan's devices share. Nothing is sent yet.
+pub(crate) async fn prepare(plan: &Plan, cast: &Cast) -> Result<Arc<Context>, Failure> {
     let target = Target::parse(&plan.url)?;
     let resolved = target.resolve().await;
     let gateway = resolved

@@ -6,6 +6,7 @@
 pub mod clock;
 mod engine;
 pub mod fleet;
+pub mod flood;
 mod laps;
 mod peek;
 mod plan;

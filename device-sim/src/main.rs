@@ -10,10 +10,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum as _};
+use device_sim::flood::{self, Flood, Kind, Source};
 use device_sim::{Plan, Report, Scenario, fleet};
-use doorward_client::Renew;
+use doorward_client::{Credentials, Renew};
+use tokio_util::sync::CancellationToken;
 
 const EXAMPLE: &str = "Example:\n  device-sim run --devices fleet.jsonl --url wss://localhost:8443/v1/device --rate 1000 --duration 30\n\nExit codes: 0 as expected, 1 not as expected or not possible, 2 usage.";
+const FLOOD: &str = "Example:\n  device-sim flood --devices fleet.jsonl --kind wrong-ca --source many --duration 30\n\nRun it beside 'device-sim run --scenario steady' to see what others notice of it.";
 
 #[derive(Parser)]
 #[command(name = "device-sim", version, about = "A fleet of devices, honest and hostile, against a gateway")]
@@ -27,6 +30,38 @@ enum Command {
     /// Runs a scenario and judges the gateway by it.
     #[command(after_help = EXAMPLE)]
     Run(RunOptions),
+    /// Attacks in one way, as fast as this machine can, and says how much of it there was; nothing is judged.
+    #[command(after_help = FLOOD)]
+    Flood(FloodOptions),
+}
+
+#[derive(clap::Args)]
+struct FloodOptions {
+    /// A bulk file (.jsonl), or a folder of bundle folders: whose certificates and keys the attackers have.
+    #[arg(long, value_name = "FILE.jsonl|DIR")]
+    devices: PathBuf,
+    /// The gateway; default: the URL of the first device.
+    #[arg(long, value_name = "wss://…")]
+    url: Option<String>,
+    /// What they do.
+    #[arg(long, value_name = "KIND")]
+    kind: Kind,
+    /// Where they connect from, where the gateway is on this machine: 127.77.0.1, 127.77.0.1 and on, or any address of
+    /// 127.0.0.0/8.
+    #[arg(long, value_name = "SOURCE", default_value = "each")]
+    source: Source,
+    /// The first of those addresses, by its number: what the gateway remembers of the others is left behind.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..48_000))]
+    first_address: u16,
+    /// Attackers, a connection each.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=16_000))]
+    at_once: u16,
+    /// How long, in seconds, or as 500ms, 30s, 5m, 1h.
+    #[arg(long, value_name = "S", default_value = "10s", value_parser = duration)]
+    duration: Duration,
+    /// Prints the report as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(clap::Args)]
@@ -128,8 +163,16 @@ fn json_file(text: &str) -> Result<PathBuf, String> {
 }
 
 fn main() -> ExitCode {
-    let Command::Run(options) = Cli::parse().command;
-    match run(options) {
+    let outcome = match Cli::parse().command {
+        Command::Run(options) => run(options),
+        Command::Flood(options) => {
+            return match flood(options) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error),
+            };
+        }
+    };
+    match outcome {
         Ok(report) => match report.failures.first() {
             None => ExitCode::SUCCESS,
             Some(first) => {
@@ -140,20 +183,62 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        Err(error) => {
-            // `{:#}`: the causes in one line, without a backtrace.
-            eprintln!("device-sim: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error),
     }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    // `{:#}`: the causes in one line, without a backtrace.
+    eprintln!("device-sim: {error:#}");
+    ExitCode::FAILURE
+}
+
+/// The fleet, and where its gateway is.
+fn load(devices: &Path, url: Option<String>) -> anyhow::Result<(Vec<Credentials>, String)> {
+    let devices = fleet::load(devices)?;
+    let url = url.or_else(|| devices.first().map(|device| device.url().to_owned()));
+    Ok((devices, url.unwrap_or_default()))
+}
+
+/// Ends what is under way at Ctrl-C.
+fn until_interrupted(cancel: CancellationToken) {
+    tokio::spawn(async move {
+        // Without a handler Ctrl-C ends the process at once, which is what it would do anyway.
+        if tokio::signal::ctrl_c().await.is_ok() {
+            cancel.cancel();
+        }
+    });
+}
+
+fn flood(options: FloodOptions) -> anyhow::Result<()> {
+    let (devices, url) = load(&options.devices, options.url)?;
+    let runtime = tokio::runtime::Runtime::new().context("the runtime cannot start")?;
+    let cancel = CancellationToken::new();
+    let flood = Flood {
+        devices,
+        url,
+        kind: options.kind,
+        source: options.source,
+        first_address: options.first_address,
+        at_once: options.at_once,
+        duration: options.duration,
+        cancel: cancel.clone(),
+    };
+    let report = runtime.block_on(async move {
+        until_interrupted(cancel);
+        flood::run(flood).await
+    })?;
+    let json = serde_json::to_string_pretty(&report).context("the report is not JSON")?;
+    let mut out = std::io::stdout().lock();
+    // A reader that went away has seen what it wanted.
+    let _ = if options.json { writeln!(out, "{json}") } else { writeln!(out, "{report}") };
+    Ok(())
 }
 
 fn run(options: RunOptions) -> anyhow::Result<Report> {
     // Before the run: to find out afterwards would cost its figures.
     let file = options.report.as_deref().map(open).transpose()?;
-    let devices = fleet::load(&options.devices)?;
-    let url = options.url.clone().or_else(|| devices.first().map(|device| device.url().to_owned()));
-    let url = url.unwrap_or_default();
+    let (devices, url) = load(&options.devices, options.url.clone())?;
     let runtime = tokio::runtime::Runtime::new().context("the runtime cannot start")?;
     let plan = Plan {
         rate: options.rate.filter(|rate| *rate > 0.0),
@@ -174,12 +259,7 @@ fn run(options: RunOptions) -> anyhow::Result<Report> {
     };
     let cancel = plan.cancel.clone();
     let report = runtime.block_on(async move {
-        tokio::spawn(async move {
-            // Without a handler Ctrl-C ends the process at once, which is what it would do anyway.
-            if tokio::signal::ctrl_c().await.is_ok() {
-                cancel.cancel();
-            }
-        });
+        until_interrupted(cancel);
         device_sim::run(plan).await
     })?;
     let json = serde_json::to_string_pretty(&report).context("the report is not JSON")?;

@@ -29,12 +29,8 @@ fn is_loopback_v4(gateway: SocketAddr) -> bool {
     gateway.is_ipv4() && gateway.ip().is_loopback()
 }
 
-/// Raises the limit of open files and spreads the sources.
-pub(crate) fn check(
-    connections: usize,
-    gateway: SocketAddr,
-    source_addresses: Option<u16>,
-) -> Result<Sources, Failure> {
+/// Raises the limit of open files.
+pub(crate) fn files(connections: usize) -> Result<(), Failure> {
     let needed = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(OTHER_FILES);
     let allowed = rlimit::increase_nofile_limit(needed).unwrap_or(0);
     if allowed < needed {
@@ -43,6 +39,16 @@ pub(crate) fn check(
             allowed.saturating_sub(OTHER_FILES)
         )));
     }
+    Ok(())
+}
+
+/// Raises the limit of open files and spreads the sources.
+pub(crate) fn check(
+    connections: usize,
+    gateway: SocketAddr,
+    source_addresses: Option<u16>,
+) -> Result<Sources, Failure> {
+    files(connections)?;
     let ports = ports();
     let least = connections.div_ceil(ports);
     let loopback = is_loopback_v4(gateway);

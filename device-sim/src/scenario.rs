@@ -4,16 +4,15 @@
 mod attacks;
 mod expect;
 mod flapping;
-mod forge;
+pub(crate) mod forge;
 mod oversize;
-mod raw;
 mod replay;
 mod skew;
-mod slow_handshake;
+pub(crate) mod slow_handshake;
 mod slow_reader;
 mod stolen;
 mod storm;
-mod wrong_ca;
+pub(crate) mod wrong_ca;
 
 use std::fmt;
 use std::sync::Arc;

@@ -153,7 +153,7 @@ impl Serving {
             pending: None,
         };
         let now = clock::now();
-        let grant = shared.renewals.grant(grant, generation, holds_second, now);
+        let grant = shared.renewals.grant(grant, by, holds_second, now);
         let session =
             Session::open(grant.clone(), Arc::clone(&shared.settings), fastrand::u128(..).to_be_bytes(), now);
         let id = record.id.to_string();
@@ -289,7 +289,7 @@ impl Serving {
                         self.shared.generations.lock().unwrap().insert(self.id.clone(), self.number);
                         self.shared.renewals.proven(self.device, self.generation);
                     }
-                    Output::Confirmed(_) => self.shared.renewals.rekeyed.store(true, Ordering::SeqCst),
+                    Output::Confirmed(_) => self.shared.renewals.rekeyed(self.device),
                     Output::Renew { reference, csr } => {
                         let device = (self.device, &*self.id);
                         self.shared.renewals.answer(&mut self.session, device, reference, &csr, clock::now());

@@ -1,6 +1,6 @@
 //! What the gateway for tests makes of renewals: who is let in by which certificate, and what a request brings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -53,8 +53,8 @@ pub struct Renewals {
     pub late: AtomicBool,
     /// Whether devices are handed a second key.
     pub rekeys: AtomicBool,
-    /// Whether one has signed with it.
-    pub rekeyed: AtomicBool,
+    /// Those that have signed with it.
+    rekeyed: Mutex<BTreeSet<usize>>,
     pub requests: AtomicUsize,
     /// How often a renewed certificate was turned away.
     pub turned_away: AtomicUsize,
@@ -77,7 +77,7 @@ impl Renewals {
             asks: AtomicBool::new(false),
             late: AtomicBool::new(false),
             rekeys: AtomicBool::new(false),
-            rekeyed: AtomicBool::new(false),
+            rekeyed: Mutex::default(),
             requests: AtomicUsize::new(0),
             turned_away: AtomicUsize::new(0),
             proven: Mutex::default(),
@@ -112,8 +112,19 @@ impl Renewals {
         self.proven.lock().unwrap().get(&device).copied().unwrap_or(0)
     }
 
-    /// What holds for a session by this certificate.
-    pub fn grant(&self, mut grant: Grant, generation: usize, holds_second: bool, now: Moment) -> Grant {
+    /// A device has signed with its second key.
+    pub fn rekeyed(&self, device: usize) {
+        self.rekeyed.lock().unwrap().insert(device);
+    }
+
+    /// What holds for a session by this certificate, of a device and so many renewals away from its first.
+    pub fn grant(
+        &self,
+        mut grant: Grant,
+        (device, generation): (usize, usize),
+        holds_second: bool,
+        now: Moment,
+    ) -> Grant {
         let first = generation == 0;
         let late = first && self.late.load(Ordering::SeqCst);
         let asks = first && self.asks.load(Ordering::SeqCst);
@@ -121,7 +132,7 @@ impl Renewals {
             let (version, key) = (KeyVersion::from_number(2).unwrap(), [99; 32]);
             grant.keyring.add(Key::new(version, &key), None);
             // a device that holds the second alone says so.
-            if holds_second || self.rekeyed.load(Ordering::SeqCst) {
+            if holds_second || self.rekeyed.lock().unwrap().contains(&device) {
                 grant.signer = Key::new(version, &key);
             } else {
                 let pending = PendingKey { version, key: key.into(), grace: Duration::from_secs(60) };

@@ -129,11 +129,9 @@ impl Probe {
         (seq, payload.to_string())
     }
 
-    /// Sends a frame as it is. An end of the session shows in the next [`Probe::answer`].
-    pub(crate) async fn send(&mut self, frame: &str) {
-        if self.connection.feed(frame.to_owned()).await.is_ok() {
-            let _ = self.connection.flush().await;
-        }
+    /// Sends a frame as it is, and says whether it went. How the session ended shows in the next [`Probe::answer`].
+    pub(crate) async fn send(&mut self, frame: &str) -> bool {
+        self.connection.feed(frame.to_owned()).await.is_ok() && self.connection.flush().await.is_ok()
     }
 
     /// What comes next in the time that an answer may take, signs of life aside.

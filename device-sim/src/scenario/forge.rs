@@ -82,7 +82,7 @@ fn stripped(payload: &str, key: &Key) -> String {
 }
 
 /// A key of an attacker's own.
-pub(super) fn random_key(version: KeyVersion) -> Key {
+pub(crate) fn random_key(version: KeyVersion) -> Key {
     let mut bytes = [0; 32];
     fastrand::fill(&mut bytes);
     Key::new(version, &bytes)

@@ -4,8 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::attacks::{Attacks, local};
-use super::raw::{CONTINUE, End, FIN, Raw, TEXT};
 use super::{Cast, Context};
+use crate::engine::raw::{CONTINUE, End, FIN, Raw, TEXT};
 
 /// More than any gateway may be configured to take.
 const BYTES: usize = 17 << 20;

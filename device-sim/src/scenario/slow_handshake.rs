@@ -11,13 +11,13 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::task::JoinSet;
 
 use super::attacks::{Attacks, local};
-use super::raw::{closes, request, tcp};
 use super::{Cast, Context};
+use crate::engine::raw::{closes, request, tcp};
 
 /// Of each way, for each attacker.
 const AT_ONCE: usize = 8;
 /// The first bytes of a ClientHello: a record of 512 bytes is announced, and most of it never comes.
-const HALF_A_HELLO: [u8; 11] = [22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
+pub(crate) const HALF_A_HELLO: [u8; 11] = [22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
 const DRIP: Duration = Duration::from_millis(250);
 const EXPECTED: &str = "the end of the connection in time";
 

@@ -106,7 +106,10 @@ fn foreign(member: &Member) -> Result<Identity, rcgen::Error> {
 }
 
 /// The real CA's certificate follows the leaf; only the signature under the leaf is not of its key.
-fn impostor(member: &Member, real: Option<&CertificateDer<'static>>) -> Result<Identity, rcgen::Error> {
+pub(crate) fn impostor(
+    member: &Member,
+    real: Option<&CertificateDer<'static>>,
+) -> Result<Identity, rcgen::Error> {
     let Some(real) = real.or_else(|| member.credentials.identity().trusted().first()) else {
         return foreign(member);
     };

@@ -14,14 +14,14 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::Context;
 
 /// The last fragment, or the only one.
-pub(super) const FIN: u8 = 0x80;
-pub(super) const CONTINUE: u8 = 0;
-pub(super) const TEXT: u8 = 1;
+pub(crate) const FIN: u8 = 0x80;
+pub(crate) const CONTINUE: u8 = 0;
+pub(crate) const TEXT: u8 = 1;
 const CLOSE: u8 = 8;
 
 /// How a raw connection came to its end.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(crate) enum End {
     /// With a close frame that has a code.
     Closed(u16),
     /// Without one.
@@ -32,7 +32,7 @@ pub(super) enum End {
 
 impl End {
     /// In words, for a report.
-    pub(super) fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         match self {
             Self::Closed(code) => format!("close {code}"),
             Self::Lost => "a connection that was lost".to_owned(),
@@ -42,10 +42,10 @@ impl End {
 }
 
 /// A TLS connection of which the upgrade may have been made.
-pub(super) struct Raw(pub(super) Secured);
+pub(crate) struct Raw(pub(crate) Secured);
 
 /// The request that asks for the upgrade.
-pub(super) fn request() -> String {
+pub(crate) fn request() -> String {
     format!(
         "GET {PATH} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
@@ -54,7 +54,7 @@ pub(super) fn request() -> String {
 }
 
 /// TCP alone, from a local address.
-pub(super) async fn tcp(gateway: SocketAddr, local: Option<IpAddr>) -> io::Result<TcpStream> {
+pub(crate) async fn tcp(gateway: SocketAddr, local: Option<IpAddr>) -> io::Result<TcpStream> {
     let socket = if gateway.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     if let Some(local) = local {
         socket.bind(SocketAddr::new(local, 0))?;
@@ -63,7 +63,7 @@ pub(super) async fn tcp(gateway: SocketAddr, local: Option<IpAddr>) -> io::Resul
 }
 
 /// Whether the other end closes within this time, whatever it says before.
-pub(super) async fn closes(stream: &mut (impl tokio::io::AsyncRead + Unpin), within: Duration) -> bool {
+pub(crate) async fn closes(stream: &mut (impl tokio::io::AsyncRead + Unpin), within: Duration) -> bool {
     let reading = async {
         let mut bytes = [0; 4096];
         while !matches!(stream.read(&mut bytes).await, Ok(0) | Err(_)) {}
@@ -73,7 +73,7 @@ pub(super) async fn closes(stream: &mut (impl tokio::io::AsyncRead + Unpin), wit
 
 impl Raw {
     /// TLS and the upgrade.
-    pub(super) async fn open(
+    pub(crate) async fn open(
         context: &Context,
         tls: &Arc<ClientConfig>,
         local: Option<IpAddr>,
@@ -99,7 +99,7 @@ impl Raw {
     }
 
     /// Sends the header of a frame that announces so many bytes, with a mask that changes nothing.
-    pub(super) async fn announce(&mut self, first: u8, length: u64) -> io::Result<()> {
+    pub(crate) async fn announce(&mut self, first: u8, length: u64) -> io::Result<()> {
         let mut header = vec![first];
         match u16::try_from(length) {
             Ok(length @ ..126) => header.push(0x80 | u8::try_from(length).unwrap_or(0)),
@@ -117,14 +117,14 @@ impl Raw {
     }
 
     /// Sends a frame.
-    pub(super) async fn frame(&mut self, first: u8, payload: &[u8]) -> io::Result<()> {
+    pub(crate) async fn frame(&mut self, first: u8, payload: &[u8]) -> io::Result<()> {
         self.announce(first, payload.len() as u64).await?;
         self.0.stream.write_all(payload).await?;
         self.0.stream.flush().await
     }
 
     /// Reads to the end: what the gateway's close frame says, if it sends one.
-    pub(super) async fn end(&mut self, within: Duration) -> End {
+    pub(crate) async fn end(&mut self, within: Duration) -> End {
         tokio::time::timeout(within, self.read_to_close()).await.unwrap_or(End::Not)
     }
 
