@@ -7,6 +7,7 @@ mod closing;
 mod frames;
 mod live;
 mod notes;
+mod pace;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -41,13 +42,14 @@ use crate::sink::{Job, NoRoom};
 
 use closing::{Ended, broken, closing_handshake, failed, frame};
 use frames::Watched;
+use pace::Pace;
 
 /// What tungstenite reads into; a device's message is a few hundred bytes, and every session keeps one.
 const READ_BUFFER: usize = 1024;
 /// Frames are gathered into writes of about this size.
 const WRITE_BUFFER: usize = 4096;
 /// Frames that one wake-up may bring before others have their turn.
-const MAX_FRAMES: usize = 64;
+const MAX_FRAMES: usize = 16;
 /// How long the other end may take to answer a close.
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 /// When an `unavailable` message is worth another try, in seconds.
@@ -110,6 +112,7 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, pass: Pass) {
                 outgoing: VecDeque::new(),
                 outgoing_bytes: 0,
                 held: None,
+                pace: Pace::default(),
                 ending: None,
             };
             let ended = connection.until_closed().await;
@@ -145,6 +148,7 @@ struct Connection {
     /// A publish that found no room in the store's queue, and until when it waits for some. While it waits, nothing
     /// more is read.
     held: Option<(Box<Job>, Duration)>,
+    pace: Pace,
     /// A gentle ending that waits for publishes under way.
     ending: Option<Ending>,
 }
@@ -274,10 +278,17 @@ impl Connection {
     fn read(&mut self, cx: &mut Context<'_>, now: Moment) -> Option<Ended> {
         let most = self.live.config.limits.undecided;
         self.ws.get_mut().allow(frame_rate(&self.live), now.monotonic);
+        let mut bytes = 0;
         for _ in 0..MAX_FRAMES {
             // What a draining session has not read stays unread: the device sends it again elsewhere.
             if self.held.is_some() || self.ending.is_some() || self.session.undecided() >= most {
                 return None;
+            }
+            if self.pace.rests(now.monotonic).is_some() {
+                return None;
+            }
+            if bytes >= pace::MAX_BYTES {
+                break;
             }
             // Decided while this very wake-up was reading: not one frame more.
             if self.handle.mailbox.is_over() {
@@ -292,7 +303,12 @@ impl Connection {
             };
             match message {
                 Message::Text(text) => {
-                    match self.session.receive(text.as_str(), now) {
+                    bytes += text.len();
+                    let verdict = self.session.receive(text.as_str(), now);
+                    if verdict != Verdict::Accepted {
+                        self.pace.refused(text.len(), self.session.limits(), now.monotonic);
+                    }
+                    match verdict {
                         Verdict::Accepted => self.gateway.counters.accepted(),
                         Verdict::Refused(refusal) => {
                             self.gateway.counters.rejected(refusal);
@@ -428,6 +444,9 @@ impl Connection {
         let mut deadline = self.session.deadline(now);
         if let Some(held) = &self.held {
             deadline = deadline.min(held.1);
+        }
+        if let Some(until) = self.pace.rests(now.monotonic) {
+            deadline = deadline.min(until);
         }
         if deadline <= now.monotonic {
             self.session.tick(now);

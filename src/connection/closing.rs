@@ -13,6 +13,10 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use super::CLOSE_WITHIN;
 use super::frames::{TooManyFrames, Watched};
 
+/// Bytes that are still read of a peer that goes on sending after the close: what an honest one may have on its way. To read
+/// on would be work for nothing, as much of it as it likes.
+const MAX_UNREAD: u64 = 512 << 10;
+
 /// How a connection came to its end.
 pub(super) enum Ended {
     /// We close, with this reason.
@@ -33,8 +37,9 @@ pub(super) fn frame(ended: &Ended, close: Close) -> CloseFrame {
     CloseFrame { code: close.code().into(), reason }
 }
 
-/// The closing handshake (RFC 6455 §7.1.2), bounded: a peer that does not answer is cut.
+/// The closing handshake (RFC 6455 §7.1.2), bounded: a peer that does not answer, or does not stop, is cut.
 pub(super) async fn closing_handshake(mut ws: WebSocketStream<Watched>, frame: Option<CloseFrame>) {
+    let enough = ws.get_ref().received() + MAX_UNREAD;
     let handshake = async {
         if let Some(frame) = frame {
             ws.close(Some(frame)).await?;
@@ -42,7 +47,9 @@ pub(super) async fn closing_handshake(mut ws: WebSocketStream<Watched>, frame: O
             std::future::poll_fn(|cx| Pin::new(&mut ws).poll_flush(cx)).await?;
         }
         // What it still sends is read and thrown away, so that the close is not lost to a reset.
-        while let Some(message) = std::future::poll_fn(|cx| Pin::new(&mut ws).poll_next(cx)).await {
+        while ws.get_ref().received() < enough
+            && let Some(message) = std::future::poll_fn(|cx| Pin::new(&mut ws).poll_next(cx)).await
+        {
             message?;
         }
         Ok::<(), WsError>(())
@@ -53,7 +60,7 @@ pub(super) async fn closing_handshake(mut ws: WebSocketStream<Watched>, frame: O
         stream.shutdown().await?;
         // Bytes left unread would turn the close into a reset, and the peer would not learn why.
         let mut unread = [0; 1024];
-        while stream.read(&mut unread).await? > 0 {}
+        while stream.received() < enough && stream.read(&mut unread).await? > 0 {}
         io::Result::Ok(())
     };
     let _ = tokio::time::timeout(CLOSE_WITHIN, goodbye).await;

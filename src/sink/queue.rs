@@ -17,8 +17,10 @@ use crate::metrics::store::StoreMeters;
 const MAX_EVENTS: usize = 1024;
 /// Bytes of the publishes that wait: `limits.store_queue` counts them, and they may be large.
 pub(crate) const MAX_BYTES: usize = 64 << 20;
-/// Bytes of one transaction.
-const MAX_BATCH_BYTES: usize = 8 << 20;
+/// Bytes of one transaction, and one message more: whoever comes while it is synced waits for it.
+const MAX_BATCH_BYTES: usize = 1 << 20;
+/// Of one session, where not all have room in a transaction: another's turn comes after so many bytes.
+const TURN: usize = 4 << 10;
 
 /// The way into the store.
 #[derive(Debug)]
@@ -125,10 +127,14 @@ impl Sink {
         }
         let bytes = queue.bytes + job.bytes();
         // One always finds room, however large.
-        if queue.jobs.len() >= self.most || (bytes > MAX_BYTES && !queue.jobs.is_empty()) {
+        let full = queue.jobs.len() >= self.most || (bytes > MAX_BYTES && !queue.jobs.is_empty());
+        // The second half is for sessions of which nothing waits: a few cannot keep all others out.
+        let crowded = queue.jobs.len() >= self.most / 2 || bytes > MAX_BYTES / 2;
+        if full || crowded && job.session.queued.load(Ordering::Relaxed) > 0 {
             queue.waiting.push(waker.clone());
             return Err(NoRoom::Full(Box::new(job)));
         }
+        job.session.queued.fetch_add(1, Ordering::Relaxed);
         queue.bytes = bytes;
         queue.jobs.push_back(job);
         drop(queue);
@@ -222,20 +228,19 @@ impl Sink {
         self.filled.notified().await;
     }
 
-    /// Takes what has gathered, publishes up to `most` of them, and lets those in who found no room.
+    /// Takes what has gathered, publishes up to `most` of them, in turns by session where that is not all, and lets those in
+    /// who found no room.
     ///
     /// All claims go with it: a publish behind its session's claim would be taken for an older session's.
     pub(super) fn take(&self, most: usize) -> Queue {
         let mut queue = self.lock();
-        let mut bytes = 0;
-        let fits = |job: &&Job| {
-            bytes += job.bytes();
-            bytes <= MAX_BATCH_BYTES
+        let all = std::mem::take(&mut queue.jobs);
+        let (jobs, left) = if all.len() <= most && queue.bytes <= MAX_BATCH_BYTES {
+            (all, VecDeque::new())
+        } else {
+            in_turns(all, most)
         };
-        let now = queue.jobs.iter().take(most).take_while(fits).count().max(1).min(queue.jobs.len());
-        let jobs: VecDeque<Job> = queue.jobs.drain(..now).collect();
-        let left = std::mem::take(&mut queue.jobs);
-        let left_bytes = queue.bytes - jobs.iter().map(Job::bytes).sum::<usize>();
+        let left_bytes = queue.bytes - leave(&jobs);
         let mut taken = Queue { jobs, ..std::mem::take(&mut *queue) };
         (queue.jobs, queue.bytes) = (left, left_bytes);
         let more = !queue.is_empty();
@@ -270,14 +275,91 @@ impl Sink {
     }
 
     /// Gives back publishes that have waited too long and were never tried; who waits for room has it then.
-    pub(super) fn take_older(&self, since: std::time::Duration) -> Vec<Job> {
+    pub(super) fn take_older(&self, since: std::time::Duration) -> VecDeque<Job> {
         let mut queue = self.lock();
         let old = queue.jobs.partition_point(|job| job.since < since);
-        let taken: Vec<Job> = queue.jobs.drain(..old).collect();
-        queue.bytes -= taken.iter().map(Job::bytes).sum::<usize>();
+        let taken: VecDeque<Job> = queue.jobs.drain(..old).collect();
+        queue.bytes -= leave(&taken);
         let waiting = if taken.is_empty() { Vec::new() } else { std::mem::take(&mut queue.waiting) };
         drop(queue);
         waiting.into_iter().for_each(Waker::wake);
         taken
+    }
+}
+
+/// These wait no more; how many bytes they have.
+fn leave(jobs: &VecDeque<Job>) -> usize {
+    jobs.iter()
+        .map(|job| {
+            job.session.queued.fetch_sub(1, Ordering::Relaxed);
+            job.bytes()
+        })
+        .sum()
+}
+
+/// The next transaction's publishes, and those that wait on, both in the order in which they came.
+fn in_turns(jobs: VecDeque<Job>, most: usize) -> (VecDeque<Job>, VecDeque<Job>) {
+    let mut next = choose(jobs.iter().map(|job| (Arc::as_ptr(&job.session), job.bytes())), most).into_iter();
+    let (mut taken, mut left) = (VecDeque::with_capacity(most), VecDeque::with_capacity(jobs.len()));
+    for job in jobs {
+        if next.next().unwrap_or(false) { taken.push_back(job) } else { left.push_back(job) }
+    }
+    (taken, left)
+}
+
+/// Which of these go first: each session's first few bytes, then each one's next, until a transaction is full. Of one session
+/// none overtakes another.
+fn choose<S: Copy + Eq + std::hash::Hash>(jobs: impl Iterator<Item = (S, usize)>, most: usize) -> Vec<bool> {
+    let mut before: HashMap<S, usize> = HashMap::new();
+    let mut order: Vec<(usize, usize, usize)> = jobs
+        .enumerate()
+        .map(|(place, (session, bytes))| {
+            let before = before.entry(session).or_default();
+            let turn = *before / TURN;
+            *before += bytes;
+            (turn, place, bytes)
+        })
+        .collect();
+    order.sort_unstable();
+    let mut chosen = vec![false; order.len()];
+    let mut all = 0;
+    for (_, place, bytes) in order.into_iter().take(most) {
+        all += bytes;
+        if all > MAX_BATCH_BYTES && all > bytes {
+            break;
+        }
+        if let Some(place) = chosen.get_mut(place) {
+            *place = true;
+        }
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_sends_little_does_not_wait_for_who_sends_much() {
+        // Four that fill the queue with large messages, and behind them all a hundred with a small one each.
+        let large = (0..1000).map(|n| (n % 4, 16 << 10));
+        let small = (0..100).map(|n| (10 + n, 500));
+        let chosen = choose(large.chain(small), 1024);
+        assert!(chosen[1000..].iter().all(|chosen| *chosen), "every small one is in the next transaction");
+        let large: Vec<usize> = (0..1000).filter(|n| chosen[*n]).collect();
+        assert!(large.len() > 50, "and what room is left is used: {}", large.len());
+        // The first of each of the four, and none behind one that waits.
+        for session in 0..4 {
+            let of = |chosen: bool| move |n: &&usize| chosen == (**n % 4 == session);
+            let last = large.iter().filter(of(true)).max().copied().unwrap();
+            assert!((0..last).filter(|n| n % 4 == session).all(|n| chosen[n]), "{session}");
+        }
+    }
+
+    #[test]
+    fn a_transaction_has_an_end_and_always_something() {
+        assert_eq!(choose([(1, MAX_BATCH_BYTES * 2), (2, 1)].into_iter(), 10), [true, false]);
+        assert_eq!(choose((0..5).map(|n| (n, 1)), 3), [true, true, true, false, false]);
+        assert!(choose(std::iter::empty::<(u8, usize)>(), 3).is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! A session as the rest of the gateway sees it.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub(crate) struct Handle {
     pub(crate) mailbox: Mailbox,
     /// When it was last heard, in unix milliseconds.
     pub(crate) heard_ms: AtomicI64,
+    /// Publishes of it that wait for the store.
+    pub(crate) queued: AtomicUsize,
     /// The store refused it a message as not the device's newest session: it has to be judged again.
     pub(crate) suspect: AtomicBool,
     /// When the change was made that ends it, on the monotonic clock.
@@ -74,6 +76,7 @@ impl Handle {
             key: None,
             mailbox: Mailbox::default(),
             heard_ms: AtomicI64::new(0),
+            queued: AtomicUsize::new(0),
             suspect: AtomicBool::new(false),
             cut_since: OnceLock::new(),
             spent: Arc::default(),
