@@ -4,6 +4,7 @@
 //! the acks of many messages leave in one frame and one write.
 
 mod closing;
+pub(crate) mod echo;
 mod frames;
 mod live;
 mod notes;
@@ -50,8 +51,13 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 const RETRY_AFTER: u64 = 2;
 const NOT_NOW: &str = "the store does not take messages now; nothing of this one was kept";
 
+/// Begins a device's session.
+pub(crate) fn begin(gateway: Arc<Gateway>, admitted: Admitted, pass: Pass) {
+    tokio::spawn(run(gateway, admitted, pass));
+}
+
 /// Runs a session to its end.
-pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, pass: Pass) {
+async fn run(gateway: Arc<Gateway>, admitted: Admitted, pass: Pass) {
     let Admitted { stream, rest, handle, mut grant, peer, stay } = admitted;
     let now = clock::now();
     let (ws, longest) = open(stream, rest, &gateway.live().config.limits, now).await;
