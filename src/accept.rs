@@ -40,7 +40,7 @@ use crate::metrics::Turned;
 use crate::registry::cache::Entry;
 use crate::registry::{Record, RegistryError};
 use crate::upgrade::{self, HeadError};
-use crate::{clock, connection, entropy, tls};
+use crate::{clock, entropy, tls};
 
 pub(crate) use addresses::Addresses;
 pub(crate) use door::Pass;
@@ -76,6 +76,9 @@ pub(crate) struct Admitted {
     pub(crate) stay: TaskTrackerToken,
 }
 
+/// What lies behind the door: it takes the device from here on. The gateway's is [`crate::connection::begin`].
+pub(crate) type Room = fn(Arc<Gateway>, Admitted, Pass);
+
 /// A session's place in the table while its connection has not begun: given back where that never happens.
 struct Place<'a> {
     gateway: &'a Gateway,
@@ -92,7 +95,7 @@ impl Drop for Place<'_> {
 }
 
 /// Accepts until it is told to stop.
-pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: CancellationToken) {
+pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, room: Room, stop: CancellationToken) {
     // Descriptors in reserve: when none is left one is given up for a moment to accept and close what waits, so that the
     // backlog does not fill with the dead. Whoever else opens a file in that moment may take it: so there are some more.
     let mut reserve = Vec::new();
@@ -110,7 +113,7 @@ pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: Canc
         match accepted {
             Ok((tcp, peer)) => {
                 keep_in_reserve(&mut reserve);
-                door::enter(&gateway, tcp, peer);
+                door::enter(&gateway, tcp, peer, room);
             }
             // The peer was gone before it was accepted: nothing of ours.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -146,7 +149,7 @@ fn keep_in_reserve(reserve: &mut Vec<File>) {
     }
 }
 
-async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, mut pass: Pass) {
+async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, mut pass: Pass, room: Room) {
     let Ok(id) = entropy::random::<8>().map(|bytes| format!("{:016x}", u64::from_be_bytes(bytes))) else {
         warn!(%peer, "closed: the operating system gives no random bytes");
         return;
@@ -162,7 +165,7 @@ async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, mut pass
     match outcome {
         Ok(Outcome::Admitted(admitted)) => {
             pass.arrival.opened();
-            tokio::spawn(connection::run(Arc::clone(&gateway), *admitted, pass));
+            room(gateway, *admitted, pass);
         }
         // Beyond the deadline, which has been kept: the refusal is this connection's one verdict.
         Ok(Outcome::Refused(refused)) => {

@@ -4,10 +4,12 @@
 //! the acks of many messages leave in one frame and one write.
 
 mod closing;
+pub(crate) mod echo;
 mod frames;
 mod live;
 mod notes;
 mod pace;
+mod socket;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -24,12 +26,10 @@ use doorward_proto::verdict::{Refusal, Verdict};
 use futures_util::{Sink as _, Stream as _};
 use tokio::time::Sleep;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tracing::{debug, info};
 
 use crate::accept::{Admitted, Pass};
-use crate::bucket::Rate;
 use crate::clock;
 use crate::entropy;
 use crate::fold::{Kind, Sample};
@@ -43,11 +43,8 @@ use crate::sink::{Job, NoRoom};
 use closing::{Ended, broken, closing_handshake, failed, frame};
 use frames::Watched;
 use pace::Pace;
+use socket::{frame_rate, open};
 
-/// What tungstenite reads into; a device's message is a few hundred bytes, and every session keeps one.
-const READ_BUFFER: usize = 1024;
-/// Frames are gathered into writes of about this size.
-const WRITE_BUFFER: usize = 4096;
 /// Frames that one wake-up may bring before others have their turn.
 const MAX_FRAMES: usize = 16;
 /// How long the other end may take to answer a close.
@@ -56,20 +53,16 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 const RETRY_AFTER: u64 = 2;
 const NOT_NOW: &str = "the store does not take messages now; nothing of this one was kept";
 
+/// Begins a device's session.
+pub(crate) fn begin(gateway: Arc<Gateway>, admitted: Admitted, pass: Pass) {
+    tokio::spawn(run(gateway, admitted, pass));
+}
+
 /// Runs a session to its end.
-pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, pass: Pass) {
+async fn run(gateway: Arc<Gateway>, admitted: Admitted, pass: Pass) {
     let Admitted { stream, rest, handle, mut grant, peer, stay } = admitted;
-    let longest = gateway.live().config.limits.message_bytes;
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER)
-        .max_write_buffer_size(2 * gateway.live().config.limits.outgoing_bytes + WRITE_BUFFER)
-        // The gateway's own: the fleet's limit, which may become wider, is the session's to hold.
-        .max_message_size(Some(longest))
-        .max_frame_size(Some(longest));
     let now = clock::now();
-    let stream = Watched::new(stream, &rest, frame_rate(&gateway.live()), now.monotonic);
-    let ws = WebSocketStream::from_partially_read(stream, rest, Role::Server, Some(config)).await;
+    let (ws, longest) = open(stream, rest, &gateway.live().config.limits, now).await;
 
     // What has changed since the device was entered: the answer that counts is the one just before `welcome`.
     let mail = handle.mailbox.take();
@@ -120,11 +113,6 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, pass: Pass) {
         }
     }
     drop(stay);
-}
-
-fn frame_rate(live: &Live) -> Rate {
-    let limits = &live.config.limits;
-    Rate::per_second(limits.frames_per_second as usize, limits.frames_burst as usize)
 }
 
 struct Connection {
@@ -277,14 +265,12 @@ impl Connection {
     /// Reads what the socket has, as long as there is room for it.
     fn read(&mut self, cx: &mut Context<'_>, now: Moment) -> Option<Ended> {
         let most = self.live.config.limits.undecided;
-        self.ws.get_mut().allow(frame_rate(&self.live), now.monotonic);
+        self.ws.get_mut().allow(frame_rate(&self.live.config.limits), now.monotonic);
         let mut bytes = 0;
         for _ in 0..MAX_FRAMES {
             // What a draining session has not read stays unread: the device sends it again elsewhere.
-            if self.held.is_some() || self.ending.is_some() || self.session.undecided() >= most {
-                return None;
-            }
-            if self.pace.rests(now.monotonic).is_some() {
+            let waits = self.held.is_some() || self.pace.rests(now.monotonic).is_some();
+            if waits || self.ending.is_some() || self.session.undecided() >= most {
                 return None;
             }
             if bytes >= pace::MAX_BYTES {
@@ -445,9 +431,7 @@ impl Connection {
         if let Some(held) = &self.held {
             deadline = deadline.min(held.1);
         }
-        if let Some(until) = self.pace.rests(now.monotonic) {
-            deadline = deadline.min(until);
-        }
+        deadline = self.pace.rests(now.monotonic).map_or(deadline, |until| until.min(deadline));
         if deadline <= now.monotonic {
             self.session.tick(now);
             return true;
@@ -468,12 +452,7 @@ impl Connection {
         if self.gateway.sessions.leave(&self.handle) {
             self.gateway.sink.release(&self.handle);
         }
-        let (close, detail) = match &ended {
-            Ended::Ours(close) => (*close, None),
-            Ended::Theirs(code) => (Close::Normal, code.map(|code| format!("the device closed with {code}"))),
-            Ended::Flooded(why) => (Close::Strikes, Some(why.to_string())),
-            Ended::Broken(why) => (Close::Normal, Some(why.clone())),
-        };
+        let (close, detail) = (ended.close(), ended.detail());
         self.gateway.counters.closed(close);
         // A CA or a list has ended it: the device is told what a suspended one is, and the operator what it was.
         let untrusted = (close == Close::Suspended)

@@ -58,7 +58,7 @@ use crate::registry::{Enrolment, EventKind, Registry, RegistryError};
 use crate::route::Routes;
 use crate::sink::{self, Sink};
 use crate::tls::{self, TlsError};
-use crate::{accept, clock, crl_server, entropy};
+use crate::{accept, clock, connection, crl_server, entropy};
 
 use credentials::ShownCredentials;
 use events::{Event, Events};
@@ -325,6 +325,16 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), RegistryError> {
+    serve_into(gateway, listener, shutdown, connection::begin).await
+}
+
+/// The same with another room behind the door.
+pub(crate) async fn serve_into(
+    gateway: Arc<Gateway>,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+    room: accept::Room,
+) -> Result<(), RegistryError> {
     let name = &gateway.name;
     let enrolment = Enrolment {
         name: Arc::clone(name),
@@ -358,7 +368,7 @@ pub async fn serve(
     parts.spawn(ends(watch::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(own::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(events::run(Arc::clone(&gateway), stop.clone())));
-    parts.spawn(ends(accept::run(Arc::clone(&gateway), listener, stop.clone())));
+    parts.spawn(ends(accept::run(Arc::clone(&gateway), listener, room, stop.clone())));
     let lists = gateway.lists.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(listener) = lists {
         parts.spawn(ends(crl_server::run(Arc::clone(&gateway), listener, stop.clone())));

@@ -10,6 +10,8 @@ mod bucket;
 pub mod cli;
 pub mod clock;
 pub mod config;
+#[doc(hidden)]
+pub mod conformance;
 mod connection;
 mod crl_server;
 pub mod entropy;

@@ -7,6 +7,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, info, warn};
 
+use super::Room;
 use super::addresses::Arrival;
 use super::proxy::{self, Sender};
 use crate::clock;
@@ -26,7 +27,7 @@ pub(crate) struct Pass {
 }
 
 /// A new connection. What can be decided at once is, before a task is made for it.
-pub(super) fn enter(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr) {
+pub(super) fn enter(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, room: Room) {
     // An IPv4 peer of a socket that takes both is an IPv4 peer everywhere from here on.
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     if !gateway.clock_is_right() {
@@ -40,12 +41,12 @@ pub(super) fn enter(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr) {
     let live = gateway.live();
     if live.config.gateway.proxy_networks.iter().any(|network| network.contains(peer.ip())) {
         match Arc::clone(&gateway.connections).try_acquire_owned() {
-            Ok(place) => drop(tokio::spawn(from_proxy(Arc::clone(gateway), tcp, peer, place))),
+            Ok(place) => drop(tokio::spawn(from_proxy(Arc::clone(gateway), tcp, peer, place, room))),
             Err(_) => full(gateway, peer),
         }
         return;
     }
-    arrive(gateway, tcp, peer);
+    arrive(gateway, tcp, peer, room);
 }
 
 /// For whom a proxy connects is known when it has said so.
@@ -54,6 +55,7 @@ async fn from_proxy(
     mut tcp: TcpStream,
     proxy: SocketAddr,
     place: OwnedSemaphorePermit,
+    room: Room,
 ) {
     let patience = gateway.live().config.limits.hello_timeout.0;
     let peer = match tokio::time::timeout(patience, proxy::read(&mut tcp)).await {
@@ -71,10 +73,10 @@ async fn from_proxy(
     debug!(%proxy, %peer, "connected by a proxy");
     // Its peer's place is asked for as anybody's is.
     drop(place);
-    arrive(&gateway, tcp, peer);
+    arrive(&gateway, tcp, peer, room);
 }
 
-fn arrive(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr) {
+fn arrive(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, room: Room) {
     let live = gateway.live();
     let now = clock::now().monotonic;
     let arrival = match gateway.addresses.arrive(&live.config.addresses, peer.ip(), now) {
@@ -82,7 +84,7 @@ fn arrive(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr) {
         Err(why) => return turn_away(gateway, peer, why),
     };
     if arrival.wait().is_zero() {
-        return admit(gateway, tcp, peer, arrival);
+        return admit(gateway, tcp, peer, arrival, room);
     }
     // The last quarter of the chairs is for known addresses: else strangers would make of 'slowed' a 'closed' for them.
     let kept = live.config.addresses.waiting / 4;
@@ -97,14 +99,14 @@ fn arrive(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr) {
             tokio::spawn(async move {
                 tokio::time::sleep(arrival.wait()).await;
                 drop(chair);
-                admit(&gateway, tcp, peer, arrival);
+                admit(&gateway, tcp, peer, arrival, room);
             });
         }
         Err(_) => turn_away(gateway, peer, Turned::Waiting),
     }
 }
 
-fn admit(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, arrival: Arrival) {
+fn admit(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, arrival: Arrival, room: Room) {
     let reserve = gateway.live().config.limits.connections / RESERVE;
     match Arc::clone(&gateway.connections).try_acquire_owned() {
         Ok(_) if !arrival.is_known() && gateway.connections.available_permits() < reserve => {
@@ -112,7 +114,8 @@ fn admit(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, arrival: Arri
         }
         Ok(place) => {
             // No drain waits for a stranger: only who has been let in is counted among `tasks`.
-            tokio::spawn(super::admit(Arc::clone(gateway), tcp, peer, Pass { arrival, _place: place }));
+            let pass = Pass { arrival, _place: place };
+            tokio::spawn(super::admit(Arc::clone(gateway), tcp, peer, pass, room));
         }
         Err(_) => full(gateway, peer),
     }

@@ -29,6 +29,27 @@ pub(super) enum Ended {
     Broken(String),
 }
 
+impl Ended {
+    /// As what it counts.
+    pub(super) fn close(&self) -> Close {
+        match self {
+            Self::Ours(close) => *close,
+            Self::Theirs(_) | Self::Broken(_) => Close::Normal,
+            Self::Flooded(_) => Close::Strikes,
+        }
+    }
+
+    /// What there is to say besides.
+    pub(super) fn detail(&self) -> Option<String> {
+        match self {
+            Self::Ours(_) => None,
+            Self::Theirs(code) => code.map(|code| format!("the device closed with {code}")),
+            Self::Flooded(why) => Some(why.to_string()),
+            Self::Broken(why) => Some(why.clone()),
+        }
+    }
+}
+
 pub(super) fn frame(ended: &Ended, close: Close) -> CloseFrame {
     let reason = match ended {
         Ended::Flooded(why) => why.to_string().into(),

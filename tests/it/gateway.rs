@@ -10,6 +10,7 @@ mod changes;
 mod clock;
 mod closing;
 mod drain;
+mod echo;
 mod events;
 mod failover;
 mod flood;

@@ -263,6 +263,25 @@ fn no_file_has_become_two_things() {
 }
 
 #[test]
+fn nothing_that_is_shipped_leads_to_the_echo() {
+    // Who may name the module that the example uses, and the room that it serves into.
+    for (name, may) in [
+        ("conformance", &["src/lib.rs"][..]),
+        ("echo", &["src/conformance.rs", "src/connection/echo.rs", "src/connection.rs"]),
+    ] {
+        let names_it = |path: &PathBuf| {
+            let file_text = read(path);
+            let code = file_text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            let mut words = code.flat_map(|line| line.split(|c: char| !c.is_alphanumeric() && c != '_'));
+            path.extension().is_some_and(|end| end == "rs") && words.any(|word| word == name)
+        };
+        let found: Vec<String> =
+            files_below("src").into_iter().filter(names_it).map(|path| shown(&path)).collect();
+        assert_eq!(found, may, "files of what is shipped that name '{name}'");
+    }
+}
+
+#[test]
 fn migrations_are_paired() {
     let names = |kind: &str| -> Vec<String> {
         files_below(&format!("migrations/{kind}"))

@@ -11,11 +11,11 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::support::device::{Device, TLS13, UPGRADE, dial, tls};
 use crate::support::house::{House, eventually, within};
 
-const FIN: u8 = 0x80;
-const CONTINUE: u8 = 0;
-const TEXT: u8 = 1;
-const CLOSE: u8 = 8;
-const PING: u8 = 9;
+pub(super) const FIN: u8 = 0x80;
+pub(super) const CONTINUE: u8 = 0;
+pub(super) const TEXT: u8 = 1;
+pub(super) const CLOSE: u8 = 8;
+pub(super) const PING: u8 = 9;
 const PONG: u8 = 10;
 
 async fn proven() -> (House, Device) {
@@ -30,7 +30,7 @@ async fn proven() -> (House, Device) {
 }
 
 /// A frame with a mask that changes nothing.
-fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![first];
     match payload.len() {
         0..126 => bytes.push(0x80 | u8::try_from(payload.len()).unwrap()),
