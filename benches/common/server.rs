@@ -1,6 +1,7 @@
 //! The servers under measurement: each a process, on a core of its own where there are two.
 
 use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -82,6 +83,8 @@ pub(crate) struct Server {
     gateway: bool,
     /// Where devices connect to.
     pub(crate) url: String,
+    /// Where a gateway's measures are to be had.
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 /// The operator's program, unpinned, on a database or on the home's own.
@@ -154,20 +157,23 @@ impl Server {
         let (tell, told) = oneshot::channel();
         // A pipe that nobody reads would stop the server when it is full.
         std::thread::spawn(move || {
-            let mut tell = Some(tell);
+            let (mut tell, mut metrics) = (Some(tell), None);
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if let Some((_, address)) = line.split_once("/metrics are served by HTTP address=") {
+                    metrics = address.trim().parse().ok();
+                }
                 if let Some(address) = line.strip_prefix("listening on ")
                     && let Some(tell) = tell.take()
                 {
-                    let _ = tell.send(address.to_owned());
+                    let _ = tell.send((address.to_owned(), metrics));
                 }
             }
         });
         let told = tokio::time::timeout(UP_WITHIN, told).await.context("a server does not come up")?;
-        let address = told.context("a server ended before it listened")?;
+        let (address, metrics) = told.context("a server ended before it listened")?;
         let port = address.rsplit_once(':').context("a port")?.1;
         let url = format!("wss://localhost:{port}/v1/device");
-        Ok(Self { pid: running.0.id(), _running: running, gateway, url })
+        Ok(Self { pid: running.0.id(), _running: running, gateway, url, metrics })
     }
 
     pub(crate) fn is_gateway(&self) -> bool {

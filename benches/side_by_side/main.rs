@@ -5,11 +5,13 @@
 //! disturbs both, so that the ratio holds where absolute figures do not. docs/performance.md says what each figure means.
 
 mod bare;
+#[path = "../common/drive.rs"]
 mod drive;
 #[path = "../common/frame.rs"]
 mod frame;
 mod report;
 #[path = "../common/server.rs"]
+#[expect(dead_code, reason = "the other benchmarks use the rest")]
 mod server;
 
 use std::io::Write as _;
@@ -22,17 +24,13 @@ use clap::Parser;
 use doorward::clock;
 use doorward_client::Credentials;
 
-use drive::Fleet;
+use drive::{Fleet, SETTLE};
 use frame::{end, say};
 use report::{Figures, Round};
 use server::{Cores, Server};
 
 /// Messages that a connection has under way: a device that sends in bursts, and one that waits for each ack.
 const WINDOWS: [usize; 2] = [16, 1];
-/// Under load before a measurement begins, so that both are at speed.
-const WARM_UP: Duration = Duration::from_secs(1);
-/// What the kernel and the servers still do for a load that has ended is not the next one's.
-const SETTLE: Duration = Duration::from_millis(500);
 /// The longest that the whole run may take.
 const DEADLINE: Duration = Duration::from_secs(1800);
 

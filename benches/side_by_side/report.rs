@@ -5,26 +5,11 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
+use crate::drive::{Handshake, Load};
 use crate::server::Cores;
 
 const BEGIN: &str = "<!-- figures: benches/run.sh --write -->";
 const END: &str = "<!-- end of figures -->";
-
-/// Of one window, in one round.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Load {
-    /// Server CPU per acknowledged message, in µs.
-    pub(crate) cpu_us: f64,
-    /// Acknowledged messages.
-    pub(crate) per_second: f64,
-}
-
-/// Server CPU per connection, from accept to close, in µs.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Handshake {
-    pub(crate) full_us: f64,
-    pub(crate) resumed_us: f64,
-}
 
 /// One server in one round.
 #[derive(Debug, Clone, Copy, Default)]

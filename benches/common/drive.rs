@@ -13,9 +13,12 @@ use doorward_proto::close::Close;
 use doorward_proto::link::{Bounds, Event, Link, Outgoing};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 
-use crate::WARM_UP;
-use crate::report::{Handshake, Load};
 use crate::server::Server;
+
+/// Under load before a measurement begins, so that a server is at speed.
+const WARM_UP: Duration = Duration::from_secs(1);
+/// What the kernel and the servers still do for a load that has ended is not the next one's.
+pub(crate) const SETTLE: Duration = Duration::from_millis(500);
 
 /// The JSON text of a publish, in bytes.
 const PAYLOAD: usize = 128;
@@ -25,6 +28,22 @@ const AT_ONCE: usize = 8;
 const VISITORS: usize = 500;
 /// For a connection, and for the answers still owed when a load ends.
 const WITHIN: Duration = Duration::from_secs(30);
+
+/// What one load has cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Load {
+    /// Server CPU per acknowledged message, in µs.
+    pub(crate) cpu_us: f64,
+    /// Acknowledged messages.
+    pub(crate) per_second: f64,
+}
+
+/// Server CPU per connection, from accept to close, in µs.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Handshake {
+    pub(crate) full_us: f64,
+    pub(crate) resumed_us: f64,
+}
 
 /// The devices that are connected to one server.
 pub(crate) struct Fleet(Vec<Device>);
@@ -195,7 +214,7 @@ pub(crate) async fn handshakes(fleet: &[Credentials], server: &Server) -> Result
             .try_collect::<()>()
             .await?;
         // The goodbyes are part of a connection's price, so they are waited for.
-        tokio::time::sleep(crate::SETTLE).await;
+        tokio::time::sleep(SETTLE).await;
         *place = (server.cpu_us()? - before) / dials.len() as f64;
     }
     let [full_us, resumed_us] = cpu_us;
