@@ -301,7 +301,8 @@ impl Connection {
                                 self.note(kind, "a message was refused");
                             }
                             // A late session may do nothing but renew: what else it tries, a device does that has missed its time.
-                            if !self.session.is_late() {
+                            // And one subscription too many breaks no policy.
+                            if !self.session.is_late() && !self.session.had_no_room() {
                                 let (section, proven) =
                                     (&self.live.config.quarantine, self.session.is_proven());
                                 self.gateway.offended(section, &self.handle, self.peer, proven, refusal);
