@@ -131,6 +131,8 @@ pub struct Gateway {
     pub(crate) tasks: TaskTracker,
     /// Told when a device has asked for a certificate: for an issuer beside this gateway.
     pub(crate) issue_now: Arc<Notify>,
+    /// Room for those who wait for a refusal that they have had before.
+    pub(crate) again: Semaphore,
     /// Something speaks for a look at the feed now: a session that the store has refused, a registry that failed.
     look_at_feed: Arc<Notify>,
     draining: AtomicBool,
@@ -207,6 +209,7 @@ impl Gateway {
             ready: tokio::sync::watch::Sender::new(false),
             instance,
             looked_at: tokio::sync::Mutex::new(looked_at),
+            again: Semaphore::new((config.limits.connections / accept::SHARE_OF_AGAIN).max(1)),
             reading: Reading::default(),
             live: ArcSwap::from_pointee(live),
             home,

@@ -71,6 +71,7 @@ impl DoorCounters {
     }
     pub(crate) fn slow_down(&self) {
         self.slowed.fetch_add(1, Ordering::Relaxed);
+    repeated: AtomicU64,
     }
     pub(crate) fn failure(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
@@ -86,6 +87,9 @@ impl DoorCounters {
 
     /// How many were closed before TLS for one reason, by its label.
     #[must_use]
+    pub(crate) fn repeat(&self) {
+        self.repeated.fetch_add(1, Ordering::Relaxed);
+    }
     pub fn closed_for(&self, label: &str) -> u64 {
         self.closed().find(|(other, _)| *other == label).map_or(0, |(_, count)| count)
     }
@@ -116,6 +120,12 @@ impl DoorCounters {
             &self.turned,
         );
         page.counter(
+    /// Refusals that were said again without asking the registry.
+    #[must_use]
+    pub fn repeated(&self) -> u64 {
+        self.repeated.load(Ordering::Relaxed)
+    }
+
             "doorward_connections_slowed_total",
             "Connections that had to wait before their handshake went on.",
             self.slowed(),
@@ -128,3 +138,8 @@ impl DoorCounters {
         page.counter("doorward_address_blocks_total", "How often an address was blocked.", self.blocks());
     }
 }
+        page.counter(
+            "doorward_refusals_repeated_total",
+            "Refusals of certificates that come back too often, said again without asking the registry.",
+            self.repeated(),
+        );
