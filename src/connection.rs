@@ -359,7 +359,7 @@ impl Connection {
         let now = clock::now();
         // The session that ends by this one has used some meanwhile.
         self.handle.spent.tell(&mut self.session, now);
-        self.handle.spent.proven(self.peer.ip(), now.monotonic);
+        let moved = self.handle.spent.proven(self.peer.ip(), now.monotonic);
         match self.gateway.sessions.prove(&self.handle, now.monotonic) {
             // A newer connection took its place before it was proven; its ending is in the mailbox.
             Proof::Late => return,
@@ -368,7 +368,9 @@ impl Connection {
                 self.gateway.possible_clone(&self.handle.id, &older, &self.peer.to_string());
             }
         }
-        self.pass.arrival.proven();
+        if self.pass.arrival.proven() | moved {
+            self.gateway.moved.notify_one();
+        }
         self.gateway.counters.proven();
         if self.may_say(Kind::Proven, "proven") {
             info!(connection = %self.handle.id, device = %self.handle.device, peer = %self.peer, "session proven");
