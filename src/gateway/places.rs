@@ -53,7 +53,7 @@ pub(super) fn recall(home: &Home, addresses: &Addresses, sessions: &Sessions, no
         Err(why) => {
             warn!(
                 file = %path.display(), why,
-                "what is known of addresses and places cannot be read, and is made anew: until they are proven again, all count as strangers'"
+                "known addresses and the places of devices cannot be read, and are kept anew: until a session is proven there, each counts as a stranger's"
             );
             return;
         }
