@@ -63,6 +63,10 @@ const MAX_LOOK_UPS: u32 = 8;
 /// How long a handshake's turn lasts. Computing it takes milliseconds: who needs longer does not read or does not answer,
 /// and goes on without keeping the others waiting.
 const TURN: Duration = Duration::from_millis(200);
+/// How long who is refused again and again waits for it: a loop that does not wait by itself goes round as seldom…
+const AGAIN: Duration = Duration::from_secs(2);
+/// …as long as at most one in so many connections waits like this; the others are answered at once.
+pub(crate) const SHARE_OF_AGAIN: usize = 64;
 
 /// A device that has come through the door.
 pub(crate) struct Admitted {
@@ -172,12 +176,20 @@ async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, mut pass
             if failures::counts_as(refused.denied.problem) {
                 failed(&gateway, &pass.arrival, &id);
             }
+            if refused.denied.again {
+                gateway.counters.door().repeat();
+                if let Ok(_seat) = gateway.again.try_acquire() {
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
             refuse(&gateway, *refused, peer, &id).await;
         }
         Ok(Outcome::Over) => {}
-        Ok(Outcome::Late(what)) => {
+        Ok(Outcome::Late { what, by_the_peer }) => {
             late(&gateway, peer, &id, what);
-            failed(&gateway, &pass.arrival, &id);
+            if by_the_peer {
+                failed(&gateway, &pass.arrival, &id);
+            }
         }
         // Its turn had not come, or the registry had not answered: nothing that it has done.
         Err(_) => late(&gateway, peer, &id, "not through the handshake in time"),
@@ -188,6 +200,10 @@ async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, mut pass
 struct Times {
     hello: Instant,
     request: Duration,
+    /// Who has had so long from its turn on, and is not through TLS, is late by itself…
+    tls: Duration,
+    /// …and so for its request.
+    its_request: Duration,
     end: Instant,
 }
 
@@ -196,7 +212,16 @@ impl Times {
         let now = clock::now().monotonic;
         let end = clock::instant(now + limits.handshake_timeout.0);
         let hello = clock::instant(now + limits.hello_timeout.0).min(end);
-        Self { hello, request: limits.request_timeout.0, end }
+        let most = limits.handshake_timeout.0 / 2;
+        let (tls, request) = (limits.hello_timeout.0.min(most), limits.request_timeout.0);
+        Self { hello, tls, request, its_request: request.min(most), end }
+    }
+
+    /// What a peer was late with that was waited for since then. Where the gateway had kept it waiting for its turn until the
+    /// deadline was near, the peer has not had its time, and it is no failure of its.
+    fn late(what: &'static str, since: Instant, its_time: Duration) -> Outcome {
+        let now = clock::instant(clock::now().monotonic);
+        Outcome::Late { what, by_the_peer: now.saturating_duration_since(since) >= its_time }
     }
 
     /// Of a request that may come from now on.
@@ -213,7 +238,11 @@ enum Outcome {
     /// Nobody is there to be answered; counted and logged.
     Over,
     /// The peer did not say what it had to say in time.
-    Late(&'static str),
+    Late {
+        what: &'static str,
+        /// It has had all of its time for it.
+        by_the_peer: bool,
+    },
 }
 
 struct Refused {
@@ -238,9 +267,10 @@ async fn handshake(
     // A turn is for who has said all of its hello: what comes before costs nothing but memory.
     let hello = LazyConfigAcceptor::new(Acceptor::default(), Counted::new(tcp));
     let Ok(hello) = tokio::time::timeout_at(times.hello, hello).await else {
-        return Outcome::Late("no TLS hello in time");
+        return Outcome::Late { what: "no TLS hello in time", by_the_peer: true };
     };
     let Ok(turn) = gateway.handshakes.acquire().await else { return Outcome::Over };
+    let since = clock::instant(clock::now().monotonic);
     let (accepted, subject) = {
         let accept = async { hello?.into_stream(gateway.live().tls.server_config()).await };
         let mut accepting = std::pin::pin!(tls::noting_subject(accept));
@@ -252,7 +282,7 @@ async fn handshake(
             // From here on the peer alone is waited for.
             Err(_) => match tokio::time::timeout_at(times.end, accepting).await {
                 Ok(accepted) => accepted,
-                Err(_) => return Outcome::Late("TLS was not over in time"),
+                Err(_) => return Times::late("TLS was not over in time", since, times.tls),
             },
         }
     };
@@ -270,9 +300,10 @@ async fn handshake(
     // The verifier demands a certificate; none here would be a hole, not a guest.
     let Some(leaf) = chain.first() else { return Outcome::Over };
     let mut rest = Vec::new();
+    let since = clock::instant(clock::now().monotonic);
     let head = upgrade::read_head(&mut stream, &mut rest);
     let Ok(head) = tokio::time::timeout_at(times.of_request(), head).await else {
-        return Outcome::Late("no request in time");
+        return Times::late("no request in time", since, times.its_request);
     };
     match admit_request(gateway, head, peer, id, &chain).await {
         Ok(Some((wanted, mut place, grant))) => {
@@ -323,6 +354,12 @@ async fn admit_request<'a>(
     let named = leaf.common_name().ok().and_then(|name| DeviceId::new(name).ok());
     let watch = named.as_ref().map(|device| gateway.sessions.watch(device));
 
+    if let Some(watch) = &watch
+        && let Some(problem) = watch.spent().still_refused(&fingerprint, clock::now().monotonic)
+    {
+        return Err(Denied::again(problem));
+    }
+
     let mut wanted = None;
     let mut request = Some(request);
     let mut counted = false;
@@ -336,11 +373,17 @@ async fn admit_request<'a>(
         }
         let now = clock::now().wall;
         let late = record.as_ref().map_or(Ok(Duration::ZERO), |record| gateway.granter.lateness(record))?;
-        identity::judge(&leaf, record.as_ref(), now, late)?;
+        let refusing = |denied: Denied| {
+            if let (Some(watch), true) = (&watch, denied.problem.is_of_record()) {
+                watch.spent().refuse(&fingerprint, denied.problem, clock::now().monotonic);
+            }
+            denied
+        };
+        identity::judge(&leaf, record.as_ref(), now, late).map_err(refusing)?;
         // By what is trusted now: that may be less than when the handshake began, and a resumed one asked nobody.
         let live = gateway.live();
         let origin = live.trust().origin(&leaf, chain);
-        live.trust().judge(&origin, now)?;
+        live.trust().judge(&origin, now).map_err(refusing)?;
         // Known devices alone are told what is wrong with their requests.
         if let Some(request) = request.take() {
             wanted = Some(request.judge(&live.config.gateway.origins)?);

@@ -8,8 +8,8 @@ pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// What a bucket is measured by. It may change under a bucket, which then is as full as its time says.
-#[derive(Debug, Clone, Copy)]
+/// What a bucket is measured by. A bucket does not know its own: where another one takes its place, [`Bucket::rebase`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rate {
     /// What one token takes to come back.
     interval: u64,
@@ -81,6 +81,14 @@ impl Bucket {
         }
     }
 
+    /// Another rate from now on. Tokens that are out stay out, as many as the new bucket holds, and come back at the new rate.
+    pub(crate) fn rebase(&mut self, old: Rate, new: Rate, now: u64) {
+        if old != new && !self.is_full(now) {
+            let out = self.taken(old, now).min(new.burst());
+            self.full_at = now.saturating_add(new.interval.saturating_mul(out));
+        }
+    }
+
     /// How many tokens there are.
     pub(crate) fn left(self, rate: Rate, now: u64) -> u64 {
         rate.whole.saturating_sub(self.full_at.saturating_sub(now)) / rate.interval
@@ -122,6 +130,26 @@ mod tests {
         let (rate, mut bucket) = (Rate::every(6, 20), Bucket::default());
         assert_eq!((0..100).filter(|_| bucket.try_take(rate, now)).count(), 20);
         assert!(!bucket.try_take(rate, now + 6 * SECOND - 1) && bucket.try_take(rate, now + 6 * SECOND));
+    }
+
+    #[test]
+    fn another_rate_keeps_the_tokens_that_are_out_and_not_their_time() {
+        let (slow, fast, now) = (Rate::per_second(1, 20), Rate::per_second(100, 50), 1000 * SECOND);
+        let mut bucket = Bucket::default();
+        bucket.rebase(slow, fast, now);
+        assert!(bucket.is_full(now));
+        // Twenty, and five that wait.
+        bucket.take_many(slow, 25, now);
+        bucket.rebase(slow, fast, now);
+        assert_eq!((bucket.taken(fast, now), bucket.wait(fast, now)), (25, 0));
+        assert!(bucket.is_full(now + SECOND / 4), "at the new rate");
+        bucket.take_many(fast, 10, now);
+        bucket.rebase(fast, slow, now);
+        assert_eq!(bucket.taken(slow, now), 20, "no more than the new one holds");
+        assert_eq!(bucket.wait(slow, now), SECOND);
+        let before = bucket.full_at;
+        bucket.rebase(slow, slow, now);
+        assert_eq!(bucket.full_at, before);
     }
 
     #[test]

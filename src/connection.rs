@@ -303,7 +303,8 @@ impl Connection {
                                 self.note(kind, "a message was refused");
                             }
                             // A late session may do nothing but renew: what else it tries, a device does that has missed its time.
-                            if !self.session.is_late() {
+                            // And one subscription too many breaks no policy.
+                            if !self.session.is_late() && !self.session.had_no_room() {
                                 let (section, proven) =
                                     (&self.live.config.quarantine, self.session.is_proven());
                                 self.gateway.offended(section, &self.handle, self.peer, proven, refusal);
@@ -360,7 +361,7 @@ impl Connection {
         let now = clock::now();
         // The session that ends by this one has used some meanwhile.
         self.handle.spent.tell(&mut self.session, now);
-        self.handle.spent.proven(self.peer.ip(), now.monotonic);
+        let moved = self.handle.spent.proven(self.peer.ip(), now.monotonic);
         match self.gateway.sessions.prove(&self.handle, now.monotonic) {
             // A newer connection took its place before it was proven; its ending is in the mailbox.
             Proof::Late => return,
@@ -369,7 +370,9 @@ impl Connection {
                 self.gateway.possible_clone(&self.handle.id, &older, &self.peer.to_string());
             }
         }
-        self.pass.arrival.proven();
+        if self.pass.arrival.proven() | moved {
+            self.gateway.moved.notify_one();
+        }
         self.gateway.counters.proven();
         if self.may_say(Kind::Proven, "proven") {
             info!(connection = %self.handle.id, device = %self.handle.device, peer = %self.peer, "session proven");

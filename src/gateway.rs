@@ -9,6 +9,7 @@ mod live;
 pub(crate) mod mailbox;
 mod measures;
 mod own;
+mod places;
 pub(crate) mod quarantine;
 pub(crate) mod readiness;
 mod reading;
@@ -114,6 +115,8 @@ pub struct Gateway {
     pub(crate) sight: Arc<Sight>,
     pub(crate) granter: Granter,
     pub(crate) sessions: Sessions,
+    /// Told when an address or a device's place is proven that was not known.
+    pub(crate) moved: Notify,
     pub(crate) routes: Arc<Routes>,
     pub(crate) sink: Arc<Sink>,
     pub(crate) counters: Counters,
@@ -128,6 +131,8 @@ pub struct Gateway {
     /// Room for connections, and turns to compute a handshake.
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) handshakes: Semaphore,
+    /// Room for those who wait for a refusal that they have had before.
+    pub(crate) again: Semaphore,
     pub(crate) tasks: TaskTracker,
     /// Told when a device has asked for a certificate: for an issuer beside this gateway.
     pub(crate) issue_now: Arc<Notify>,
@@ -179,6 +184,9 @@ impl Gateway {
                 "the gateway's database role {rights}; it needs doorward_gateway alone (docs/operations.md)"
             );
         }
+        let (addresses, sessions) =
+            (Addresses::new(&config.addresses), Sessions::new(config.limits.connections));
+        places::recall(&home, &addresses, &sessions, clock::now());
         let sink = Arc::new(Sink::new(config.limits.store_queue));
         sink.set_patience(live.patience());
         Ok(Arc::new(Self {
@@ -188,7 +196,8 @@ impl Gateway {
             sight: Arc::new(Sight::new(config.registry.max_staleness.0)),
             registry,
             granter: Granter::new(Arc::new(master.into()), live.own()),
-            sessions: Sessions::new(config.limits.connections),
+            sessions,
+            moved: Notify::new(),
             routes: Arc::new(Routes::default()),
             sink,
             counters: Counters::default(),
@@ -197,9 +206,10 @@ impl Gateway {
             shown: ShownCredentials::default(),
             quarantines: Quarantines::default(),
             renewals: Renewing::default(),
-            addresses: Addresses::new(&config.addresses),
+            addresses,
             connections: Arc::new(Semaphore::new(config.limits.connections)),
             handshakes: Semaphore::new(config.limits.handshakes),
+            again: Semaphore::new((config.limits.connections / accept::SHARE_OF_AGAIN).max(1)),
             tasks: TaskTracker::new(),
             issue_now: Arc::new(Notify::new()),
             look_at_feed: Arc::new(Notify::new()),
@@ -365,6 +375,7 @@ pub(crate) async fn serve_into(
     parts.spawn(ends(quarantine::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(custody::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(witness::run(Arc::clone(&gateway), stop.clone())));
+    parts.spawn(ends(places::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(watch::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(own::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(events::run(Arc::clone(&gateway), stop.clone())));

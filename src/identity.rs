@@ -106,6 +106,18 @@ impl Problem {
         }
     }
 
+    /// Whether it is what a record says of the very certificate that was shown: until the record changes, it says so again.
+    pub(crate) const fn is_of_record(self) -> bool {
+        matches!(
+            self,
+            Self::DeviceRevoked
+                | Self::DeviceSuspended
+                | Self::CertificateRevoked
+                | Self::CertificateSuperseded
+                | Self::CertificateExpired
+        )
+    }
+
     /// How a live session ends to which this has become true.
     pub(crate) const fn close(self) -> Close {
         match self {
@@ -126,11 +138,22 @@ pub(crate) struct Denied {
     pub(crate) detail: String,
     /// When to come back, in seconds, where that is known.
     pub(crate) retry_after: Option<u64>,
+    /// It has been refused as often as is worth asking the registry: this is what was said before.
+    pub(crate) again: bool,
 }
 
 impl Denied {
     pub(crate) fn new(problem: Problem, detail: impl Into<String>) -> Self {
-        Self { problem, detail: detail.into(), retry_after: None }
+        Self { problem, detail: detail.into(), retry_after: None, again: false }
+    }
+
+    /// What was said of this certificate a moment ago, and again and again.
+    pub(crate) fn again(problem: Problem) -> Self {
+        let detail = format!(
+            "{}, as this certificate was told before; it comes back far too often, and is not looked up each time",
+            problem.label().replace('-', " ")
+        );
+        Self { again: true, ..Self::new(problem, detail) }
     }
 }
 

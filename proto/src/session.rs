@@ -64,6 +64,8 @@ pub struct Session {
     usage: Usage,
     /// With the `seq` of the subscribe that made each.
     subscriptions: BTreeMap<Filter, u64>,
+    /// The last message was one subscription too many.
+    no_room: bool,
     settled: Vec<u64>,
     undecided: usize,
     opened: Duration,
@@ -94,6 +96,7 @@ impl Session {
             last_received: 0,
             last_sent: 0,
             subscriptions: BTreeMap::new(),
+            no_room: false,
             settled: Vec::new(),
             undecided: 0,
             opened: now.monotonic,
@@ -176,6 +179,7 @@ impl Session {
             return Verdict::Ignored;
         }
         self.heard = now.monotonic;
+        self.no_room = false;
         if frame.len() > self.grant.limits.max_message_bytes {
             self.end(Close::TooBig, None, now);
             return Verdict::Refused(Refusal::BadEnvelope);

@@ -4,7 +4,7 @@
 //! An address starts with full buckets. Who makes connections faster than its rate waits its turn, and is closed only
 //! when that would take too long. Who fails again and again ([`super::failures`]) is slowed down, then blocked; but many
 //! devices may share an address, so one from which sessions have been proven is only slowed down. The clock is the
-//! monotonic one: nothing here cares what time of day it is.
+//! monotonic one: nothing here cares what time of day it is. Who is known is kept over a restart ([`crate::gateway`]).
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,7 +25,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// What the handshake of an address waits that has failed as often as it may.
 const SLOWEST: Duration = Duration::from_secs(5);
 /// How long an address counts as one with proven sessions after the last one.
-const KNOWN_FOR: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const KNOWN_FOR: Duration = Duration::from_secs(24 * 3600);
+/// One in so many chairs is the most that an address may hold that nobody knows, that its network may, and that a known
+/// address may: a site behind one address gets far, and never takes the whole room.
+const SHARES: [usize; 3] = [8, 4, 2];
+/// One in so many of the reserved places is the most that a known address may hold with what is not proven yet.
+const SHARE_OF_RESERVE: usize = 2;
 
 /// What is remembered of an address.
 #[derive(Debug, Default)]
@@ -41,6 +46,10 @@ struct Host {
     /// Proven sessions now.
     proven: u32,
     handshakes: u32,
+    /// Of those, how many wait for their turn.
+    waiting: u32,
+    /// Reserved places that are held by what is not proven yet.
+    reserved: u32,
 }
 
 /// What is remembered of a network.
@@ -48,6 +57,7 @@ struct Host {
 struct Network {
     arrivals: Bucket,
     handshakes: u32,
+    waiting: u32,
 }
 
 impl Host {
@@ -112,6 +122,38 @@ impl Addresses {
         self.lifted.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// Goes by other rates from now on. Failures are forgiven whenever a configuration is taken anew.
+    pub(crate) fn rebase(&self, old: &AddressesSection, new: &AddressesSection, now: Duration) {
+        let now = nanos(now);
+        if own_rate(old) != own_rate(new) {
+            self.hosts.each(|_, host| host.arrivals.rebase(own_rate(old), own_rate(new), now));
+        }
+        if network_rate(old) != network_rate(new) {
+            self.networks
+                .each(|_, network| network.arrivals.rebase(network_rate(old), network_rate(new), now));
+        }
+    }
+
+    /// Each address that is known, and for how long it will be if nobody comes from there any more.
+    pub(crate) fn each_known(&self, now: Duration, mut act: impl FnMut(Prefix, Duration)) {
+        let now = nanos(now);
+        self.hosts.each(|key, host| {
+            let left = Duration::from_nanos(host.known_until.saturating_sub(now));
+            let left = if host.proven > 0 { KNOWN_FOR } else { left };
+            if !left.is_zero() {
+                act(key, left);
+            }
+        });
+    }
+
+    /// An earlier run has known an address; it counts as known for so long.
+    pub(crate) fn recall(&self, address: IpAddr, left: Duration, now: Duration) {
+        let until = nanos(now + left.min(KNOWN_FOR));
+        self.hosts.with(Prefix::host(address), nanos(now), |host| {
+            host.known_until = host.known_until.max(until);
+        });
+    }
+
     /// A new connection: whether it may go on, and after what wait.
     pub(crate) fn arrive(
         self: &Arc<Self>,
@@ -128,8 +170,28 @@ impl Addresses {
         });
         let (wait, known) = verdict?;
         let wait = Duration::from_nanos(wait);
-        Ok(Arrival { addresses: Arc::clone(self), key, host, network, wait, known, stage: Stage::Handshake })
+        let (stage, waits, reserved) = (Stage::Handshake, false, false);
+        Ok(Arrival { addresses: Arc::clone(self), key, host, network, wait, known, stage, waits, reserved })
     }
+}
+
+fn own_rate(config: &AddressesSection) -> Rate {
+    Rate::per_second(config.rate, config.burst)
+}
+
+fn network_rate(config: &AddressesSection) -> Rate {
+    Rate::per_second(config.network_rate, config.network_burst)
+}
+
+fn over(count: u32, most: usize) -> bool {
+    usize::try_from(count).unwrap_or(usize::MAX) >= most
+}
+
+/// One more if that is within a share of so many, of which everybody has one.
+fn take_share(count: &mut u32, of: usize, share: usize) -> bool {
+    let room = !over(*count, (of / share).max(1));
+    *count += u32::from(room);
+    room
 }
 
 /// How long it waits, and whether its address is known.
@@ -143,7 +205,6 @@ fn judge(
     if host.blocked_until > now && !known {
         return Err(Turned::Blocked);
     }
-    let over = |under_way: u32, most: usize| usize::try_from(under_way).unwrap_or(usize::MAX) >= most;
     if over(host.handshakes, config.handshakes) {
         return Err(Turned::AddressHandshakes);
     }
@@ -151,8 +212,7 @@ fn judge(
     if !known && over(network.handshakes, config.network_handshakes) {
         return Err(Turned::NetworkHandshakes);
     }
-    let own = Rate::per_second(config.rate, config.burst);
-    let of_network = Rate::per_second(config.network_rate, config.network_burst);
+    let (own, of_network) = (own_rate(config), network_rate(config));
     let turns = [
         (host.arrivals.wait(own, now), Turned::AddressRate),
         (if known { 0 } else { network.arrivals.wait(of_network, now) }, Turned::NetworkRate),
@@ -191,6 +251,10 @@ pub(crate) struct Arrival {
     wait: Duration,
     known: bool,
     stage: Stage,
+    /// It has a chair where turns are waited for.
+    waits: bool,
+    /// It has one of the reserved places, and is not proven.
+    reserved: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,6 +280,49 @@ impl Arrival {
         self.key
     }
 
+    /// Takes a chair of so many where turns are waited for, unless its address or its network has its share of them.
+    pub(crate) fn sit(&mut self, chairs: usize) -> bool {
+        let [stranger, network, known] = SHARES;
+        let share = if self.known { known } else { stranger };
+        let sat = |host: &mut Host| take_share(&mut host.waiting, chairs, share);
+        if !self.addresses.hosts.at(self.host, sat).unwrap_or(false) {
+            return false;
+        }
+        self.waits = true;
+        // A known address is not held to what its neighbours do; its chair is counted all the same.
+        let most = if self.known { 1 } else { network };
+        let sat = |network: &mut Network| take_share(&mut network.waiting, chairs, most);
+        let room = self.addresses.networks.at(self.network, sat).unwrap_or(false);
+        if !room {
+            self.addresses.hosts.at(self.host, |host| host.waiting = host.waiting.saturating_sub(1));
+            self.waits = false;
+        }
+        room
+    }
+
+    /// Its turn has come.
+    pub(crate) fn stand(&mut self) {
+        if std::mem::take(&mut self.waits) {
+            self.addresses.hosts.at(self.host, |host| host.waiting = host.waiting.saturating_sub(1));
+            self.addresses.networks.at(self.network, |network| {
+                network.waiting = network.waiting.saturating_sub(1);
+            });
+        }
+    }
+
+    /// Takes one of the places that are kept for known addresses, unless its own has its share of so many.
+    pub(crate) fn take_reserved(&mut self, places: usize) -> bool {
+        let take = |host: &mut Host| take_share(&mut host.reserved, places, SHARE_OF_RESERVE);
+        self.reserved = self.addresses.hosts.at(self.host, take).unwrap_or(false);
+        self.reserved
+    }
+
+    fn give_up_reserved(&mut self) {
+        if std::mem::take(&mut self.reserved) {
+            self.addresses.hosts.at(self.host, |host| host.reserved = host.reserved.saturating_sub(1));
+        }
+    }
+
     /// It is through the handshake.
     pub(crate) fn opened(&mut self) {
         if self.stage == Stage::Handshake {
@@ -227,18 +334,25 @@ impl Arrival {
         }
     }
 
-    /// Its session is proven: whoever else shares the address is blocked no more.
-    pub(crate) fn proven(&mut self) {
+    /// Its session is proven: whoever else shares the address is blocked no more. Whether the address was not known before.
+    pub(crate) fn proven(&mut self) -> bool {
         self.opened();
-        if self.stage == Stage::Open {
-            self.stage = Stage::Proven;
-            let now = nanos(clock::now().monotonic);
-            // By its key: in a flood the address may have been forgotten during the handshake.
-            (self.host, ()) = self.addresses.hosts.with(self.key, now, |host| {
-                host.proven += 1;
-                host.blocked_until = 0;
-            });
+        if self.stage != Stage::Open {
+            return false;
         }
+        self.stage = Stage::Proven;
+        // One of the fleet: it counts against its site no more.
+        self.give_up_reserved();
+        let now = nanos(clock::now().monotonic);
+        // By its key: in a flood the address may have been forgotten during the handshake.
+        let (place, is_new) = self.addresses.hosts.with(self.key, now, |host| {
+            let is_new = !host.is_known(now);
+            host.proven += 1;
+            host.blocked_until = 0;
+            is_new
+        });
+        self.host = place;
+        is_new
     }
 
     /// Its handshake has failed by the peer's fault. How long its address is blocked, if this was one failure too many.
@@ -277,6 +391,8 @@ impl Arrival {
 
 impl Drop for Arrival {
     fn drop(&mut self) {
+        self.stand();
+        self.give_up_reserved();
         self.opened();
         if self.stage == Stage::Proven {
             let until = nanos(clock::now().monotonic + KNOWN_FOR);

@@ -86,12 +86,14 @@ fn arrive(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, room: Room) 
     if arrival.wait().is_zero() {
         return admit(gateway, tcp, peer, arrival, room);
     }
+    let mut arrival = arrival;
     // The last quarter of the chairs is for known addresses: else strangers would make of 'slowed' a 'closed' for them.
-    let kept = live.config.addresses.waiting / 4;
+    let (chairs, kept) = (live.config.addresses.waiting, live.config.addresses.waiting / 4);
     match Arc::clone(&gateway.addresses.waiting).try_acquire_owned() {
         Ok(_) if !arrival.is_known() && gateway.addresses.waiting.available_permits() < kept => {
             turn_away(gateway, peer, Turned::Waiting);
         }
+        Ok(_) if !arrival.sit(chairs) => turn_away(gateway, peer, Turned::AddressWaiting),
         Ok(chair) => {
             gateway.counters.door().slow_down();
             debug!(%peer, wait = ?arrival.wait(), "its handshake waits");
@@ -99,6 +101,7 @@ fn arrive(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, room: Room) 
             tokio::spawn(async move {
                 tokio::time::sleep(arrival.wait()).await;
                 drop(chair);
+                arrival.stand();
                 admit(&gateway, tcp, peer, arrival, room);
             });
         }
@@ -106,13 +109,19 @@ fn arrive(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, room: Room) 
     }
 }
 
-fn admit(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, arrival: Arrival, room: Room) {
+fn admit(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, mut arrival: Arrival, room: Room) {
     let reserve = gateway.live().config.limits.connections / RESERVE;
     match Arc::clone(&gateway.connections).try_acquire_owned() {
-        Ok(_) if !arrival.is_known() && gateway.connections.available_permits() < reserve => {
-            turn_away(gateway, peer, Turned::Reserved);
-        }
         Ok(place) => {
+            if gateway.connections.available_permits() < reserve {
+                if !arrival.is_known() {
+                    return turn_away(gateway, peer, Turned::Reserved);
+                }
+                // Many may share a known address, and one of them may be a stranger.
+                if !arrival.take_reserved(reserve) {
+                    return turn_away(gateway, peer, Turned::AddressReserved);
+                }
+            }
             // No drain waits for a stranger: only who has been let in is counted among `tasks`.
             let pass = Pass { arrival, _place: place };
             tokio::spawn(super::admit(Arc::clone(gateway), tcp, peer, pass, room));

@@ -33,6 +33,14 @@ impl Prefix {
         Self { bits: self.bits & mask, network: true }
     }
 
+    /// The first address of it.
+    pub(crate) fn first(self) -> IpAddr {
+        if self.is_v4() {
+            return Ipv4Addr::from_bits(u32::try_from(self.bits & u64::from(u32::MAX)).unwrap_or(0)).into();
+        }
+        Ipv6Addr::from_bits(u128::from(self.bits) << 64).into()
+    }
+
     fn is_v4(self) -> bool {
         self.bits >> 32 == V4 >> 32
     }
@@ -40,12 +48,13 @@ impl Prefix {
 
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_v4() {
-            let address = Ipv4Addr::from_bits(u32::try_from(self.bits & u64::from(u32::MAX)).unwrap_or(0));
-            return if self.network { write!(f, "{address}/24") } else { write!(f, "{address}") };
+        let address = self.first();
+        match (self.is_v4(), self.network) {
+            (true, false) => write!(f, "{address}"),
+            (true, true) => write!(f, "{address}/24"),
+            (false, false) => write!(f, "{address}/64"),
+            (false, true) => write!(f, "{address}/48"),
         }
-        let address = Ipv6Addr::from_bits(u128::from(self.bits) << 64);
-        write!(f, "{address}/{}", if self.network { 48 } else { 64 })
     }
 }
 

@@ -94,6 +94,17 @@ impl<T: Remembered> Table<T> {
         (place, act(&mut entry.value))
     }
 
+    /// Does something with each entry. A set's lock at a time is held: nobody waits for all of it.
+    pub(super) fn each(&self, mut act: impl FnMut(Prefix, &mut T)) {
+        for number in 0..self.sets.len() {
+            for entry in self.lock(number).iter_mut().flat_map(|set| set.iter_mut()) {
+                if let Some(key) = entry.key {
+                    act(key, &mut entry.value);
+                }
+            }
+        }
+    }
+
     /// Does something with an entry if it has not been forgotten.
     pub(super) fn at<R>(&self, place: Place, act: impl FnOnce(&mut T) -> R) -> Option<R> {
         let mut set = self.lock(usize::try_from(place.set).ok()?)?;

@@ -20,8 +20,9 @@ const HANDSHAKE: usize = 64 * KIB + 2 * 8 * KIB;
 /// Beside its bytes, what is kept of a publish until it is decided, and of a subscription.
 const SMALL: usize = 512;
 
-/// What is remembered of a device that is not connected: its id, its buckets and strikes.
-const REMEMBERED: usize = 400;
+/// What is remembered of a device that is not connected: its id, its buckets and strikes, certificates of its that are refused;
+/// and its line while it is written to `state/`.
+const REMEMBERED: usize = 800;
 
 /// The bounds, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -50,6 +50,8 @@ impl Watched {
 #[derive(Debug, Default)]
 struct Frames {
     bucket: Bucket,
+    /// What it was measured by at the last wake-up.
+    rate: Option<Rate>,
     /// How many were allowed at the last wake-up, and how many have come.
     allowed: u64,
     come: u64,
@@ -68,6 +70,9 @@ impl Frames {
             return;
         }
         let now = nanos(now);
+        if let Some(old) = self.rate.replace(rate) {
+            self.bucket.rebase(old, rate, now);
+        }
         self.bucket.take_many(rate, std::mem::take(&mut self.come), now);
         self.allowed = self.bucket.left(rate, now);
     }
@@ -231,5 +236,18 @@ mod tests {
         assert!(!frames.is_over());
         frames.see(&ping);
         assert!(frames.is_over());
+    }
+
+    #[test]
+    fn another_rate_counts_at_once_for_what_has_come_before_it() {
+        let (slow, fast, now) =
+            (Rate::per_second(1, 20), Rate::per_second(1000, 40), Duration::from_secs(100));
+        let mut frames = Frames::default();
+        let ping = frame(0x89, 0);
+        frames.allow(slow, now);
+        (0..20).for_each(|_| frames.see(&ping));
+        frames.allow(slow, now);
+        frames.allow(fast, now);
+        assert_eq!(frames.allowed, 20);
     }
 }

@@ -100,6 +100,9 @@ impl Gateway {
         self.granter.set_own(live.own());
         let taken = Arc::new(live);
         self.live.store(Arc::clone(&taken));
+        // What was counted by the old rates would weigh more, or less, by the new ones.
+        let now = clock::now().monotonic;
+        self.addresses.rebase(&running.config.addresses, &taken.config.addresses, now);
         // Who could not be let in before may be let in now, and need not wait for the end of a block.
         self.addresses.forgive();
         trusted::note(&self.home, taken.tls.trust.cas.iter().map(|ca| &*ca.der));

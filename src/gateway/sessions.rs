@@ -10,6 +10,7 @@ mod takeovers;
 mod tally;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,7 +26,7 @@ pub(crate) use handle::Handle;
 pub(crate) use spent::Spent;
 use takeovers::Takeovers;
 
-/// Devices without a session of which something is remembered, beside as many as may have one. Each takes some 400 bytes.
+/// Devices without a session of which something is remembered, beside as many as may have one. Each takes some 400 bytes, and 800 at most.
 pub(crate) const MAX_REMEMBERED: usize = 65_536;
 
 #[derive(Debug, Default)]
@@ -278,6 +279,23 @@ impl Sessions {
         }
     }
 
+    /// The place of each device that was proven, and for how long that is known still.
+    pub(crate) fn each_home(&self, now: Duration, mut act: impl FnMut(&DeviceId, IpAddr, Duration)) {
+        for (device, entry) in &*self.lock() {
+            if let Some((home, left)) = entry.spent.home(now) {
+                act(device, home, left);
+            }
+        }
+    }
+
+    /// An earlier run has known a device's place for so long.
+    pub(crate) fn recall(&self, device: DeviceId, home: IpAddr, left: Duration, now: Duration) {
+        let mut entries = self.lock();
+        if entries.len() < self.most {
+            entries.entry(device).or_default().spent.recall(home, left, now);
+        }
+    }
+
     /// How many devices are here.
     pub(crate) fn count(&self) -> usize {
         self.lock().values().filter(|entry| entry.is_here()).count()
@@ -285,6 +303,7 @@ impl Sessions {
 }
 
 fn changed(entry: &Entry) -> Vec<Arc<Handle>> {
+    entry.spent.ask_anew();
     for watch in &entry.watches {
         watch.store(true, Ordering::SeqCst);
     }

@@ -20,8 +20,12 @@ pub(crate) enum Turned {
     Blocked,
     /// As many wait for their turn as may.
     Waiting,
+    /// An address, or its network, has its share of those who wait.
+    AddressWaiting,
     /// The last places are for addresses that have proven themselves.
     Reserved,
+    /// A known address has its share of those.
+    AddressReserved,
     /// A proxy that did not say for whom it connects.
     NotProxied,
     /// The process has as many files open as it may.
@@ -36,7 +40,9 @@ impl Label for Turned {
         Self::NetworkHandshakes,
         Self::Blocked,
         Self::Waiting,
+        Self::AddressWaiting,
         Self::Reserved,
+        Self::AddressReserved,
         Self::NotProxied,
         Self::NoDescriptors,
     ];
@@ -49,7 +55,9 @@ impl Label for Turned {
             Self::NetworkHandshakes => "network_handshakes",
             Self::Blocked => "blocked",
             Self::Waiting => "waiting",
+            Self::AddressWaiting => "address_waiting",
             Self::Reserved => "reserved",
+            Self::AddressReserved => "address_reserved",
             Self::NotProxied => "not_proxied",
             Self::NoDescriptors => "no_descriptors",
         }
@@ -63,6 +71,7 @@ pub struct DoorCounters {
     slowed: AtomicU64,
     failures: AtomicU64,
     blocks: AtomicU64,
+    repeated: AtomicU64,
 }
 
 impl DoorCounters {
@@ -77,6 +86,9 @@ impl DoorCounters {
     }
     pub(crate) fn block(&self) {
         self.blocks.fetch_add(1, Ordering::Relaxed);
+    }
+    pub(crate) fn repeat(&self) {
+        self.repeated.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Connections closed before TLS, by the label of the reason: every reason there is.
@@ -108,6 +120,12 @@ impl DoorCounters {
         self.blocks.load(Ordering::Relaxed)
     }
 
+    /// Refusals that were said again without asking the registry.
+    #[must_use]
+    pub fn repeated(&self) -> u64 {
+        self.repeated.load(Ordering::Relaxed)
+    }
+
     pub(super) fn collect(&self, page: &mut Page) {
         page.counters(
             "doorward_connections_turned_away_total",
@@ -126,5 +144,10 @@ impl DoorCounters {
             self.failures(),
         );
         page.counter("doorward_address_blocks_total", "How often an address was blocked.", self.blocks());
+        page.counter(
+            "doorward_refusals_repeated_total",
+            "Refusals of certificates that come back too often, said again without asking the registry.",
+            self.repeated(),
+        );
     }
 }

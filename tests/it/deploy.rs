@@ -72,6 +72,11 @@ async fn every_metric_that_is_named_is_one_that_a_gateway_shows() {
 }
 
 #[test]
+fn whoever_is_blocked_is_somebodys_alert() {
+    assert!(names(&read(RULES)).contains("doorward_address_blocks_total"));
+}
+
+#[test]
 fn every_alert_says_what_it_is_and_leads_to_a_section() {
     let (rules, operations) = (read(RULES), read("docs/operations.md"));
     let anchors: BTreeSet<String> = operations

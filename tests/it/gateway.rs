@@ -17,6 +17,7 @@ mod flood;
 mod folding;
 mod frames;
 mod hooked;
+mod known;
 mod limits;
 mod lists_by_http;
 mod metrics;

@@ -27,7 +27,8 @@ pub struct FleetLimits {
     /// memory is reckoned by, nor less than two of the longest messages.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub outgoing_bytes: Option<usize>,
-    /// Strikes within the gateway's window that end a session, 1 to 1,000.
+    /// Strikes within the gateway's window that end a session, 1 to 1,000. Never more than a gateway's own: each device may
+    /// have so many remembered, and that is what its memory is reckoned by.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub strikes: Option<u32>,
     /// Connections of one device a minute, 1 to 1,000,000.
@@ -120,7 +121,7 @@ impl FleetLimits {
             max_message_bytes,
             rate: rate(self.rate_per_second, self.rate_burst, gateway.rate),
             bytes: rate(self.bytes_per_second, self.bytes_burst, gateway.bytes),
-            strikes: self.strikes.map_or(gateway.strikes, |strikes| strikes as usize),
+            strikes: no_more(self.strikes.map(|strikes| strikes as usize), gateway.strikes),
             outgoing_bytes: no_more(self.outgoing_bytes, gateway.outgoing_bytes).max(2 * max_message_bytes),
             connects: Connects {
                 per_minute: self.connects_per_minute.unwrap_or(gateway.connects.per_minute),
@@ -149,7 +150,9 @@ mod tests {
             r#"{"bytes_per_second":2048,"bytes_burst":1073741824,"strikes":9,"connects_per_minute":1}"#;
         let limits = FleetLimits::parse(text).unwrap().over(gateway);
         assert_eq!(limits.bytes, Rate { per_second: 2048, burst: 1 << 30 });
-        assert_eq!((limits.strikes, limits.connects), (9, Connects { per_minute: 1, burst: 60 }));
+        assert_eq!(limits.connects, Connects { per_minute: 1, burst: 60 });
+        assert_eq!(limits.strikes, gateway.strikes, "a fleet may be stricter, and no laxer");
+        assert_eq!(FleetLimits::parse(r#"{"strikes":2}"#).unwrap().over(gateway).strikes, 2);
         for (bytes, most) in [(4096, 8192), (10_000, 10_000), (1 << 26, 16_384)] {
             let text = format!(r#"{{"outgoing_bytes":{bytes}}}"#);
             assert_eq!(FleetLimits::parse(&text).unwrap().over(gateway).outgoing_bytes, most);

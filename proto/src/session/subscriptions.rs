@@ -12,6 +12,13 @@ impl Session {
         self.subscriptions.keys()
     }
 
+    /// Whether the last message was refused for being one subscription too many: `forbidden` as well, though no policy
+    /// denies it.
+    #[must_use]
+    pub fn had_no_room(&self) -> bool {
+        self.no_room
+    }
+
     /// The refusal is in words.
     pub(super) fn subscribe(&mut self, filter: Filter, seq: u64) -> Result<(), &'static str> {
         let who = Who { device: &self.grant.device, fleet: &self.grant.fleet };
@@ -20,6 +27,7 @@ impl Session {
         }
         let full = self.subscriptions.len() >= self.settings.max_subscriptions;
         if full && !self.subscriptions.contains_key(&filter) {
+            self.no_room = true;
             return Err("this session has as many subscriptions as one may have");
         }
         self.subscriptions.insert(filter.clone(), seq);

@@ -193,6 +193,68 @@ fn what_is_taken_anew_forgives_everybody() {
 }
 
 #[test]
+fn another_rate_counts_at_once_for_what_was_used_before_it() {
+    let slow = AddressesSection { rate: 1, burst: 20, network_rate: 1, network_burst: 20, ..config() };
+    let addresses = Addresses::new(&slow);
+    while met(&addresses, &slow, ADDRESS, NOW).is_ok() {}
+    assert_eq!(met(&addresses, &slow, NEIGHBOUR, NOW), Err(Turned::NetworkRate));
+    let fast = config();
+    addresses.rebase(&slow, &fast, NOW);
+    // Twenty of twenty are out; the next one waits a tenth of a second and not ten.
+    assert_eq!(met(&addresses, &fast, ADDRESS, NOW), Ok(Duration::from_millis(100)));
+    assert_eq!(met(&addresses, &fast, NEIGHBOUR, NOW), Ok(Duration::ZERO));
+    // The other way round as well: what ten a second let through counts as no more than a whole bucket.
+    while met(&addresses, &fast, ADDRESS, NOW).is_ok() {}
+    addresses.rebase(&fast, &slow, NOW);
+    assert_eq!(met(&addresses, &slow, ADDRESS, NOW), Ok(Duration::from_secs(1)));
+}
+
+#[test]
+fn an_address_has_its_share_of_the_chairs_and_its_network_too() {
+    let (config, addresses) = (config(), Addresses::new(&config()));
+    let arrive = |address| addresses.arrive(&config, address, NOW).unwrap();
+    let sitting = |address: IpAddr, many: usize| -> Vec<Arrival> {
+        (0..many).map(|_| arrive(address)).filter_map(|mut it| it.sit(80).then_some(it)).collect()
+    };
+    let mut first = sitting(ADDRESS, 20);
+    assert_eq!((first.len(), sitting(NEIGHBOUR, 20).len()), (10, 10));
+    let neighbours = sitting(NEIGHBOUR, 20);
+    let third = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9));
+    assert_eq!((sitting(third, 3).len(), sitting(ELSEWHERE, 20).len()), (0, 10));
+    // Who stands up, or goes away, makes room: once.
+    first[0].stand();
+    first[0].stand();
+    first.pop();
+    assert_eq!(sitting(ADDRESS, 20).len(), 2);
+    assert_eq!(sitting(third, 20).len(), 2);
+    drop(neighbours);
+    // A known address has half of them, whatever its neighbours hold.
+    let honest = &mut arrive(ELSEWHERE);
+    assert!(honest.proven() && !arrive(ELSEWHERE).proven());
+    assert_eq!(sitting(ELSEWHERE, 60).len(), 40);
+    // Where there are but few everybody has one.
+    assert!(arrive(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1))).sit(1));
+}
+
+#[test]
+fn a_known_address_holds_half_of_what_is_kept_for_known_ones_but_for_what_it_proves() {
+    let (config, addresses) = (config(), Addresses::new(&config()));
+    let arrive = || addresses.arrive(&config, ADDRESS, NOW).unwrap();
+    arrive().proven();
+    let take = |many: usize| -> Vec<Arrival> {
+        (0..many).map(|_| arrive()).filter_map(|mut it| it.take_reserved(8).then_some(it)).collect()
+    };
+    let mut held = take(8);
+    assert_eq!((held.len(), take(8).len()), (4, 0));
+    held[0].opened();
+    assert_eq!(take(8).len(), 0, "through the handshake, and nobody yet");
+    held[0].proven();
+    assert_eq!(take(8).len(), 1);
+    held.truncate(2);
+    assert_eq!(take(8).len(), 3);
+}
+
+#[test]
 fn a_site_of_a_thousand_devices_never_meets_the_defaults() {
     let config = AddressesSection::default();
     let addresses = Addresses::new(&config);

@@ -325,7 +325,7 @@ impl Facts {
                 limits.rate.burst,
                 whose(fleet.rate_burst.is_some()),
                 limits.max_message_bytes,
-                whose(fleet.message_bytes.is_some()),
+                whose(fleet.message_bytes == Some(limits.max_message_bytes)),
                 limits.bytes.per_second,
                 whose(fleet.bytes_per_second.is_some()),
                 limits.bytes.burst,
@@ -335,7 +335,7 @@ impl Facts {
                 limits.connects.burst,
                 whose(fleet.connects_burst.is_some()),
                 limits.strikes,
-                whose(fleet.strikes.is_some()),
+                whose(fleet.strikes.is_some_and(|strikes| strikes as usize == limits.strikes)),
                 limits.max_skew.as_secs(),
             ),
         )

@@ -38,7 +38,7 @@ pub(in crate::cli) struct Limits {
     /// Bytes that wait for one device to read them; no more than the gateway's limits.outgoing_bytes
     #[arg(long, value_name = "N")]
     outgoing_bytes: Option<Limit<usize>>,
-    /// Broken messages within the gateway's limits.strike_window that end a session
+    /// Broken messages within the gateway's limits.strike_window that end a session; no more than its limits.strikes
     #[arg(long, value_name = "N")]
     strikes: Option<Limit<u32>>,
     /// Connections of one device a minute

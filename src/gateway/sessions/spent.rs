@@ -5,14 +5,22 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use doorward_pki::identity::Fingerprint;
 use doorward_proto::limits::{Bucket, Connects, Usage};
 use doorward_proto::session::Session;
 use doorward_proto::time::Moment;
 
+use crate::bucket::{self, Rate, nanos};
 use crate::gateway::quarantine::Offence;
+use crate::identity::Problem;
 
 /// How long the place is known from which a device was last heard: one that reports once a day comes back to it.
 const HOME_FOR: Duration = Duration::from_secs(48 * 3600);
+/// A certificate that its record refuses is looked up so often: 20 times, then every 10 seconds. A device that backs off, or
+/// stops as it is told, never comes as often.
+const REFUSALS: Rate = Rate::every(10, 20);
+/// Certificates of one device that are refused and remembered: it seldom has more than an old one and a new one.
+const MOST_REFUSED: usize = 4;
 
 /// One device's. Of this gateway: at another one it has its limits again.
 #[derive(Debug, Default)]
@@ -26,6 +34,16 @@ struct Inside {
     usage: Option<Usage>,
     attempts: Attempts,
     offences: Offences,
+    refused: Vec<Refused>,
+}
+
+/// A certificate of the device's that its record refuses. Each counts for itself: who has stolen an old one cannot have the new
+/// one refused. Whoever has got as far has shown the certificate's private key.
+#[derive(Debug)]
+struct Refused {
+    certificate: Fingerprint,
+    problem: Problem,
+    looked_up: bucket::Bucket,
 }
 
 impl Spent {
@@ -42,8 +60,8 @@ impl Spent {
             usage.join(known, now.monotonic);
         }
         inside.usage = Some(usage);
-        if let Some((_, seen)) = &mut inside.attempts.home {
-            *seen = now.monotonic;
+        if let Some((_, until)) = &mut inside.attempts.home {
+            *until = now.monotonic + HOME_FOR;
         }
     }
 
@@ -59,9 +77,48 @@ impl Spent {
         self.lock().attempts.take(place(from), connects, now)
     }
 
-    /// A session from there has been proven.
-    pub(crate) fn proven(&self, from: IpAddr, now: Duration) {
-        self.lock().attempts.home = Some((place(from), now));
+    /// A session from there has been proven. Whether it had been another place before.
+    pub(crate) fn proven(&self, from: IpAddr, now: Duration) -> bool {
+        let from = place(from);
+        let before = self.lock().attempts.home.replace((from, now + HOME_FOR));
+        before.is_none_or(|(before, _)| before != from)
+    }
+
+    /// Where it was proven last, and for how long that is known still.
+    pub(crate) fn home(&self, now: Duration) -> Option<(IpAddr, Duration)> {
+        let (home, until) = self.lock().attempts.home?;
+        Some((home, until.saturating_sub(now))).filter(|(_, left)| !left.is_zero())
+    }
+
+    /// An earlier run has known it for so long; what has been proven since counts more.
+    pub(super) fn recall(&self, from: IpAddr, left: Duration, now: Duration) {
+        self.lock().attempts.home.get_or_insert((place(from), now + left.min(HOME_FOR)));
+    }
+
+    /// The registry was asked, and the record refuses this certificate of the device's.
+    pub(crate) fn refuse(&self, certificate: &Fingerprint, problem: Problem, now: Duration) {
+        let (mut inside, now) = (self.lock(), nanos(now));
+        inside.refused.retain(|other| !other.looked_up.is_full(now));
+        if let Some(known) = inside.refused.iter_mut().find(|other| other.certificate == *certificate) {
+            known.problem = problem;
+            known.looked_up.take(REFUSALS, now);
+        } else if inside.refused.len() < MOST_REFUSED {
+            let mut looked_up = bucket::Bucket::default();
+            looked_up.take(REFUSALS, now);
+            inside.refused.push(Refused { certificate: *certificate, problem, looked_up });
+        }
+    }
+
+    /// What the record said of this certificate, if that has been asked too often to ask again.
+    pub(crate) fn still_refused(&self, certificate: &Fingerprint, now: Duration) -> Option<Problem> {
+        let inside = self.lock();
+        let known = inside.refused.iter().find(|other| other.certificate == *certificate)?;
+        (known.looked_up.wait(REFUSALS, nanos(now)) > 0).then_some(known.problem)
+    }
+
+    /// The record has changed: it is asked anew.
+    pub(super) fn ask_anew(&self) {
+        self.lock().refused = Vec::new();
     }
 
     /// The device has sent what it should not; how many of the kind that makes within the window.
@@ -80,7 +137,8 @@ impl Spent {
         let full = |bucket: &Option<Bucket>| bucket.as_ref().is_none_or(|bucket| bucket.is_full(now));
         inside.usage.as_ref().is_none_or(|usage| usage.is_over(now))
             && !inside.offences.count(now)
-            && inside.attempts.home.is_none_or(|(_, seen)| now.saturating_sub(seen) >= HOME_FOR)
+            && inside.refused.iter().all(|refused| refused.looked_up.is_full(nanos(now)))
+            && inside.attempts.home.is_none_or(|(_, until)| until <= now)
             && full(&inside.attempts.at_home)
             && full(&inside.attempts.elsewhere)
     }
@@ -117,7 +175,7 @@ impl Offences {
 /// the device, where it was proven last, comes in by the other.
 #[derive(Debug, Default)]
 struct Attempts {
-    /// And when it was last heard from there.
+    /// And until when that is known.
     home: Option<(IpAddr, Duration)>,
     at_home: Option<Bucket>,
     elsewhere: Option<Bucket>,
@@ -191,6 +249,30 @@ mod tests {
         assert_eq!(place(ip("2001:db8:1:2:3:4:5:6")), ip("2001:db8:1:2::"));
         assert_ne!(place(ip("2001:db8:1:2::1")), place(ip("2001:db8:1:3::1")));
         assert_eq!(place(ip("192.0.2.1")), ip("192.0.2.1"));
+    }
+
+    #[test]
+    fn a_refused_certificate_is_looked_up_ever_more_seldom_and_no_other_one_is() {
+        let spent = Spent::default();
+        let certificate = |n: u8| Fingerprint::of(&[n]);
+        let asks = |n: u8, now: Duration| {
+            let asked = spent.still_refused(&certificate(n), now).is_none();
+            if asked {
+                spent.refuse(&certificate(n), Problem::CertificateRevoked, now);
+            }
+            asked
+        };
+        assert_eq!((0..100).filter(|_| asks(1, NOW)).count(), 20);
+        assert_eq!(spent.still_refused(&certificate(1), NOW), Some(Problem::CertificateRevoked));
+        let later = NOW + Duration::from_secs(10);
+        assert!(asks(1, later) && !asks(1, later));
+        assert!(asks(2, NOW), "each for itself");
+        // As many as a device may have; one more is asked for each time, and none is pushed out.
+        assert!((3..=4).all(|n| asks(n, NOW)) && (0..100).all(|_| asks(5, NOW)));
+        assert!(!asks(1, later) && !spent.is_over(later));
+        spent.ask_anew();
+        assert!(asks(1, later));
+        assert!(spent.is_over(later + Duration::from_secs(10)));
     }
 
     #[test]

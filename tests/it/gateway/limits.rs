@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use doorward::registry::{Act, Renewal};
 use doorward_proto::ids::FleetId;
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
@@ -188,5 +189,74 @@ async fn an_upgrade_that_was_refused_is_no_connection() {
         let answer = ask(&mut stream, &UPGRADE.replace("/v1/device", "/v2/device")).await.unwrap();
         assert_eq!(answer.status, 404);
     }
+    Device::prove(&house, &credentials).await;
+}
+
+#[tokio::test]
+async fn who_is_refused_again_and_again_is_not_looked_up_each_time_until_its_record_changes() {
+    let house = House::start().await;
+    let credentials = house.add_device("press-7").await;
+    let act = async |act| {
+        house.db.registry.set_status(&credentials.id, act, None).await.unwrap();
+        house.followed().await;
+    };
+    act(Act::Suspend).await;
+    let repeated = || house.gateway.counters().door().repeated();
+    let mut told = 0;
+    eventually("it is answered from memory", async || {
+        let answer = refused(&house, &credentials).await;
+        assert_eq!((answer.status, problem_of(&answer).as_str()), (403, "device-suspended"));
+        told += 1;
+        repeated() > 0
+    })
+    .await;
+    assert!(told > 20, "a device that tries now and then is always looked up: {told}");
+    act(Act::Resume).await;
+    drop(Device::prove(&house, &credentials).await);
+    act(Act::Revoke).await;
+    let before = repeated();
+    assert_eq!(problem_of(&refused(&house, &credentials).await), "device-revoked");
+    assert_eq!(repeated(), before);
+    assert_eq!(house.gateway.counters().door().failures(), 0, "its site is not slowed for it");
+}
+
+#[tokio::test]
+async fn neither_an_old_certificate_nor_one_that_nobody_recorded_keeps_the_device_out() {
+    // What nobody recorded is a failure of its address, which is not what this is about.
+    let house = House::with(|config| config.addresses.failures = 1000).await;
+    let credentials = house.add_device("press-7").await;
+    let stolen = house.certify("press-7", |_| {});
+    let row = house.row_of(&stolen);
+    let renewal = Renewal { from: None, grace: Duration::from_secs(3600) };
+    house.db.registry.add_certificate(&credentials.id, &row, &renewal).await.unwrap();
+    house.db.registry.revoke_certificate(&row.fingerprint, "stolen", true).await.unwrap();
+    house.followed().await;
+    eventually("the thief is answered from memory", async || {
+        assert_eq!(problem_of(&refused(&house, &stolen).await), "certificate-revoked");
+        house.gateway.counters().door().repeated() > 0
+    })
+    .await;
+    Device::prove(&house, &credentials).await;
+    let forged = house.certify("press-7", |_| {});
+    for _ in 0..25 {
+        assert_eq!(problem_of(&refused(&house, &forged).await), "certificate-unknown");
+    }
+    Device::prove(&house, &credentials).await;
+}
+
+#[tokio::test]
+async fn where_a_device_was_proven_is_still_known_after_a_restart() {
+    let mut house = House::with(|config| {
+        (config.limits.connects_per_minute, config.limits.connects_burst) = (1, 3);
+    })
+    .await;
+    let credentials = house.add_device("press-7").await;
+    drop(Device::prove(&house, &credentials).await);
+    house.restart().await;
+    let thief = Ipv4Addr::new(127, 0, 0, 9);
+    eventually("the thief is refused", async || {
+        turned_away(dial_from(&house, &credentials, thief).await).await
+    })
+    .await;
     Device::prove(&house, &credentials).await;
 }

@@ -170,3 +170,31 @@ async fn an_operator_may_have_it_count_all_the_same() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn one_subscription_too_many_breaks_no_policy() {
+    let house = House::with(|config| {
+        on(config);
+        // What it would have done is counted at once.
+        config.quarantine.mode = QuarantineMode::DryRun;
+        config.limits.subscriptions = 1;
+    })
+    .await;
+    let would_have = || house.gateway.quarantine_totals().would_have;
+    let mut device = Device::prove(&house, &house.add_device("press-7").await).await;
+    let subscribe = |n: usize| json!({ "op": "subscribe", "ch": format!("devices/press-7/{n}") });
+    let seq = device.say(subscribe(0)).await;
+    device.acked(seq).await;
+    for n in 1..10 {
+        device.say(subscribe(n)).await;
+        assert_eq!(device.rejected().await.1, "forbidden");
+    }
+    device.hello().await;
+    assert_eq!(would_have(), 0);
+    // What the policy denies counts, also where there is no room.
+    break_policy(&mut device, 3).await;
+    device.say(json!({ "op": "subscribe", "ch": "devices/other/x" })).await;
+    assert_eq!(device.rejected().await.1, "forbidden");
+    device.hello().await;
+    assert_eq!(would_have(), 1);
+}

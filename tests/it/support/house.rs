@@ -229,6 +229,12 @@ impl House {
         self.reopen().await;
     }
 
+    /// Ends the gateway as a kill does: nothing that it does at its end is done.
+    pub(crate) async fn kill(&mut self) {
+        self.serving.abort();
+        assert!((&mut self.serving).await.unwrap_err().is_cancelled());
+    }
+
     /// The next run, after the last one has ended.
     pub(crate) async fn reopen(&mut self) {
         (self.gateway, self.address, self.stop, self.serving) =
