@@ -34,6 +34,7 @@ mod session;
 mod storage;
 mod subscriptions;
 mod tls;
+mod traces;
 mod trust;
 mod upgrade;
 mod wire;
