@@ -15,6 +15,7 @@ use rustls::pki_types::pem::PemObject as _;
 use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 
+use super::hooked::{self, Failure};
 use crate::support::collector::{Collector, takes, text};
 use crate::support::device::{Device, TLS13, dial, refused, tls};
 use crate::support::house::{House, authorities, eventually, log, seconds, serial, within};
@@ -154,6 +155,30 @@ async fn a_message_is_a_trace_and_its_transaction_is_linked_with_it() {
     assert_eq!(names(&collector.below(&root)), ["verify"].into());
     // 'hello' was no publish, and the ack of each is no message of the device's.
     assert_eq!(collector.named("message").len(), 2);
+}
+
+#[tokio::test]
+async fn a_message_that_is_not_stored_says_so() {
+    let collector = Collector::start(takes()).await;
+    let configure = to(&collector);
+    let (house, hooked) = hooked::house(|config| {
+        configure(config);
+        config.session.max_skew = seconds(20);
+    })
+    .await;
+    let credentials = house.add_device("press-7").await;
+    for (failure, label) in [(Failure::Unavailable, "not_stored"), (Failure::Unknown, "unknown")] {
+        let mut device = Device::prove(&house, &credentials).await;
+        let traced = collector.named("message").len();
+        *hooked.fail_writes.lock().unwrap() = Some(failure);
+        device.publish(label, json!(1)).await;
+        let root = collector.wait_for("message", traced + 1).await.remove(traced);
+        failed(&root, label);
+        let parts = collector.below(&root);
+        assert_eq!(names(&parts), ["store", "verify"].into(), "no ack");
+        failed(parts.iter().find(|part| part.name == "store").unwrap(), label);
+        *hooked.fail_writes.lock().unwrap() = None;
+    }
 }
 
 #[tokio::test]
