@@ -37,15 +37,16 @@ use crate::gateway::sessions::Handle;
 use crate::gateway::{Gateway, Source};
 use crate::identity::{self, Asked, Denied, Problem};
 use crate::metrics::Turned;
+use crate::metrics::family::Label as _;
 use crate::registry::cache::Entry;
 use crate::registry::{Record, RegistryError};
+use crate::traces::{Phase, Trail};
 use crate::upgrade::{self, HeadError};
 use crate::{clock, entropy, tls};
 
 pub(crate) use addresses::Addresses;
 pub(crate) use door::Pass;
 
-use addresses::Arrival;
 use counted::Counted;
 use refusals::{failed, late, refuse, refuse_in_tls};
 
@@ -67,6 +68,8 @@ const TURN: Duration = Duration::from_millis(200);
 const AGAIN: Duration = Duration::from_secs(2);
 /// …as long as at most one in so many connections waits like this; the others are answered at once.
 pub(crate) const SHARE_OF_AGAIN: usize = 64;
+
+const NOT_IN_TIME: &str = "not through the handshake in time";
 
 /// A device that has come through the door.
 pub(crate) struct Admitted {
@@ -159,20 +162,23 @@ async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, mut pass
         return;
     };
     let id: Arc<str> = id.into();
+    pass.trail = Trail::begin(&gateway, &id, peer);
     let under_way = gateway.counters.handshaking();
     let limits = gateway.live().config.limits.clone();
     let times = Times::new(&limits);
     // Boxed and dropped here: a session does not keep its handshake's state.
-    let handshake = Box::pin(handshake(&gateway, tcp, peer, &id, &times, &pass.arrival));
+    let handshake = Box::pin(handshake(&gateway, tcp, peer, &id, &times, &mut pass));
     let outcome = tokio::time::timeout_at(times.end, handshake).await;
     drop(under_way);
     match outcome {
         Ok(Outcome::Admitted(admitted)) => {
             pass.arrival.opened();
+            pass.trail.phase(Phase::Proof);
             room(gateway, *admitted, pass);
         }
         // Beyond the deadline, which has been kept: the refusal is this connection's one verdict.
         Ok(Outcome::Refused(refused)) => {
+            pass.trail.refused(&refused.denied);
             if failures::counts_as(refused.denied.problem) {
                 failed(&gateway, &pass.arrival, &id);
             }
@@ -187,12 +193,16 @@ async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, mut pass
         Ok(Outcome::Over) => {}
         Ok(Outcome::Late { what, by_the_peer }) => {
             late(&gateway, peer, &id, what);
+            pass.trail.failed("timeout", what);
             if by_the_peer {
                 failed(&gateway, &pass.arrival, &id);
             }
         }
         // Its turn had not come, or the registry had not answered: nothing that it has done.
-        Err(_) => late(&gateway, peer, &id, "not through the handshake in time"),
+        Err(_) => {
+            late(&gateway, peer, &id, NOT_IN_TIME);
+            pass.trail.failed("timeout", NOT_IN_TIME);
+        }
     }
 }
 
@@ -260,7 +270,7 @@ async fn handshake(
     peer: SocketAddr,
     id: &Arc<str>,
     times: &Times,
-    arrival: &Arrival,
+    Pass { arrival, trail, .. }: &mut Pass,
 ) -> Outcome {
     // Small frames, answered at once: waiting to fill a segment would only add latency. A failure costs just that.
     let _ = tcp.set_nodelay(true);
@@ -269,7 +279,9 @@ async fn handshake(
     let Ok(hello) = tokio::time::timeout_at(times.hello, hello).await else {
         return Outcome::Late { what: "no TLS hello in time", by_the_peer: true };
     };
+    trail.phase(Phase::Turn);
     let Ok(turn) = gateway.handshakes.acquire().await else { return Outcome::Over };
+    trail.phase(Phase::Handshake);
     let since = clock::instant(clock::now().monotonic);
     let (accepted, subject) = {
         let accept = async { hello?.into_stream(gateway.live().tls.server_config()).await };
@@ -289,7 +301,8 @@ async fn handshake(
     let mut stream: Stream = match accepted {
         Ok(stream) => Box::new(stream),
         Err(error) => {
-            refuse_in_tls(gateway, &error, peer, id, subject.as_deref().unwrap_or("-"));
+            let class = refuse_in_tls(gateway, &error, peer, id, subject.as_deref().unwrap_or("-"));
+            trail.failed(class.label(), "refused in TLS");
             if failures::counts_in_tls(&error) {
                 failed(gateway, arrival, id);
             }
@@ -299,14 +312,17 @@ async fn handshake(
     let chain = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
     // The verifier demands a certificate; none here would be a hole, not a guest.
     let Some(leaf) = chain.first() else { return Outcome::Over };
+    trail.secured(stream.get_ref().1);
+    trail.phase(Phase::Request);
     let mut rest = Vec::new();
     let since = clock::instant(clock::now().monotonic);
     let head = upgrade::read_head(&mut stream, &mut rest);
     let Ok(head) = tokio::time::timeout_at(times.of_request(), head).await else {
         return Times::late("no request in time", since, times.its_request);
     };
-    match admit_request(gateway, head, peer, id, &chain).await {
+    match admit_request(gateway, head, peer, id, &chain, trail).await {
         Ok(Some((wanted, mut place, grant))) => {
+            trail.phase(Phase::Upgrade);
             if let Err(error) = upgrade::accept(&mut stream, &wanted).await {
                 debug!(connection = %id, %peer, %error, "gone during the upgrade");
                 return Outcome::Over;
@@ -331,6 +347,7 @@ async fn admit_request<'a>(
     peer: SocketAddr,
     id: &Arc<str>,
     chain: &[CertificateDer<'static>],
+    trail: &mut Trail,
 ) -> Result<Option<Admission<'a>>, Denied> {
     let draining = || Denied::new(Problem::Draining, "this gateway is going away; reconnect");
     if gateway.is_draining() {
@@ -352,6 +369,9 @@ async fn admit_request<'a>(
     let asks_from = identity::asks_from(&leaf, &fingerprint);
     // Whose admission this is, for the feed; a name that is no id belongs to no record.
     let named = leaf.common_name().ok().and_then(|name| DeviceId::new(name).ok());
+    if let Some(device) = &named {
+        trail.named(device);
+    }
     let watch = named.as_ref().map(|device| gateway.sessions.watch(device));
 
     if let Some(watch) = &watch
@@ -367,7 +387,9 @@ async fn admit_request<'a>(
         if let Some(watch) = &watch {
             watch.reset();
         }
+        trail.phase(Phase::Registry);
         let (mut record, source) = look_up(gateway, &fingerprint, peer, id).await?;
+        trail.pause();
         if let Some(record) = &mut record {
             record.end_by(leaf_ends);
         }

@@ -14,6 +14,7 @@ mod quarantine;
 mod show;
 mod span;
 mod tls;
+mod traces;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,7 @@ pub use network::Network;
 pub use quarantine::{QuarantineMode, QuarantineSection};
 pub use show::{Setting, Source, costs, settings};
 pub use span::Span;
+pub use traces::TracesSection;
 
 /// The text that `init` writes: every key, its default, and what it does.
 pub const DEFAULT_TEXT: &str = include_str!("config/default.toml");
@@ -101,6 +103,8 @@ pub struct Config {
     pub admin: AdminSection,
     /// What an address may do before anybody behind it is known.
     pub addresses: AddressesSection,
+    /// Where spans are sent, if anywhere.
+    pub traces: TracesSection,
     /// Bounds on connections and sessions.
     pub limits: LimitsSection,
     /// Devices that are suspended by themselves.
@@ -272,6 +276,7 @@ impl Config {
         self.addresses.check()?;
         self.limits.check()?;
         self.quarantine.check()?;
+        self.traces.check()?;
         check_spans(&[
             ("session.heartbeat", self.session.heartbeat, 1, 3600, "it must be 1s to 1h"),
             // Four times what the registry may take to answer: an honest message must not grow stale in a queue.
@@ -407,6 +412,23 @@ mod tests {
             ("[quarantine]\nwindow = \"2d\"", "line 2: quarantine.window is 2days: it must be 1s to 1d"),
             ("[quarantine]\n\nfor = \"400d\"", "line 3: quarantine.for"),
             ("[crl]\nlisten = \"here\"", "socket address"),
+            (
+                "[traces]\nmessages = 1.5",
+                "line 2: traces.messages is 1.5: it must be a part of them, 0.0 to 1.0",
+            ),
+            ("[traces]\nconnections = nan", "traces.connections is NaN"),
+            ("[traces]\nqueue = 3", "traces.queue is 3: it must be 64 to 1048576"),
+            ("[traces]\nendpoint = \"collector:4318\"", "it must begin with http:// or https://"),
+            (
+                "[traces]\nendpoint = \"http://u:p@127.0.0.1\"",
+                "is no collector's URL: it must not have a user",
+            ),
+            ("[traces]\nendpoint = \"http://192.0.2.1:4318\"", "readable by everybody on the way"),
+            ("[traces]\nendpoint = \"https://192.0.2.1:4318\"", "https:// needs traces.ca"),
+            (
+                "[traces]\nendpoint = \"http://127.0.0.1:4318\"\nca = \"a.crt\"",
+                "line 3: traces.ca is \"a.crt\"",
+            ),
             ("[crl]\nfiles = [\"a/x.crl\", \"b/x.crl\"]", "line 2: crl.files"),
             ("[crl]\nfiles = [\"a/..\"]", "a file's name"),
             ("[tls]\nmin_version = \"1.1\"", "unknown variant"),

@@ -59,7 +59,7 @@ pub(crate) fn begin(gateway: Arc<Gateway>, admitted: Admitted, pass: Pass) {
 }
 
 /// Runs a session to its end.
-async fn run(gateway: Arc<Gateway>, admitted: Admitted, pass: Pass) {
+async fn run(gateway: Arc<Gateway>, admitted: Admitted, mut pass: Pass) {
     let Admitted { stream, rest, handle, mut grant, peer, stay } = admitted;
     let now = clock::now();
     let (ws, longest) = open(stream, rest, &gateway.live().config.limits, now).await;
@@ -83,6 +83,7 @@ async fn run(gateway: Arc<Gateway>, admitted: Admitted, pass: Pass) {
             if gateway.folds.may_say(&gateway.counters, Kind::Closed, close.label(), sample) {
                 info!(connection = %handle.id, device = %handle.device, %peer, reason = close.label(), "closed before welcome");
             }
+            pass.trail.closed(close);
             gateway.sessions.leave(&handle);
             closing_handshake(ws, Some(frame(&Ended::Ours(close), close))).await;
         }
@@ -290,6 +291,7 @@ impl Connection {
             match message {
                 Message::Text(text) => {
                     bytes += text.len();
+                    self.pass.trail.message(&self.gateway, &self.live, &self.handle);
                     let verdict = self.session.receive(text.as_str(), now);
                     if verdict != Verdict::Accepted {
                         self.pace.refused(text.len(), self.session.limits(), now.monotonic);
@@ -298,6 +300,7 @@ impl Connection {
                         Verdict::Accepted => self.gateway.counters.accepted(),
                         Verdict::Refused(refusal) => {
                             self.gateway.counters.rejected(refusal);
+                            self.pass.trail.message_refused(refusal);
                             debug!(connection = %self.handle.id, device = %self.handle.device, error = refusal.as_str(), "message refused");
                             if let Some(kind) = EventKind::of(refusal) {
                                 self.note(kind, "a message was refused");
@@ -338,7 +341,7 @@ impl Connection {
                 }
                 Output::Ping => self.outgoing.push_back(Message::Ping(bytes::Bytes::new())),
                 Output::Store(accepted) => {
-                    let job = Job::new(accepted, &self.handle);
+                    let job = Job::new(accepted, &self.handle, self.pass.trail.publish());
                     // A quarter of max_skew is the longest that a socket may stay unread; this is well below it.
                     let until = now.monotonic + self.live.limits.max_skew / 8;
                     self.push(cx, job, until, now);
@@ -370,7 +373,7 @@ impl Connection {
                 self.gateway.possible_clone(&self.handle.id, &older, &self.peer.to_string());
             }
         }
-        if self.pass.arrival.proven() | moved {
+        if self.pass.proven(&self.handle.device) | moved {
             self.gateway.moved.notify_one();
         }
         self.gateway.counters.proven();
@@ -457,6 +460,7 @@ impl Connection {
         }
         let (close, detail) = (ended.close(), ended.detail());
         self.gateway.counters.closed(close);
+        self.pass.trail.closed(close);
         // A CA or a list has ended it: the device is told what a suspended one is, and the operator what it was.
         let untrusted = (close == Close::Suspended)
             .then(|| self.gateway.live().trust().judge(&self.handle.origin, clock::now().wall).err())

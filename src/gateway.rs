@@ -59,6 +59,7 @@ use crate::registry::{Enrolment, EventKind, Registry, RegistryError};
 use crate::route::Routes;
 use crate::sink::{self, Sink};
 use crate::tls::{self, TlsError};
+use crate::traces::{Exporting, Traces, TracesError};
 use crate::{accept, clock, connection, crl_server, entropy};
 
 use credentials::ShownCredentials;
@@ -92,6 +93,9 @@ pub enum StartError {
     /// The operating system's random bytes.
     #[error(transparent)]
     Entropy(#[from] entropy::NoEntropy),
+    /// Where traces go.
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     /// The address of `crl.listen`.
     #[error("cannot listen on {0} for revocation lists (crl.listen): {1}")]
     Lists(SocketAddr, std::io::Error),
@@ -122,6 +126,8 @@ pub struct Gateway {
     pub(crate) counters: Counters,
     /// Log lines that peers bring about.
     pub(crate) folds: Folds,
+    /// Where a collector is configured.
+    pub(crate) traces: Option<Arc<Traces>>,
     events: Events,
     pub(crate) shown: ShownCredentials,
     quarantines: Quarantines,
@@ -202,6 +208,7 @@ impl Gateway {
             sink,
             counters: Counters::default(),
             folds: Folds::default(),
+            traces: Traces::new(config, &home)?,
             events: Events::default(),
             shown: ShownCredentials::default(),
             quarantines: Quarantines::default(),
@@ -356,6 +363,8 @@ pub(crate) async fn serve_into(
     let follower = Follower::start(Arc::clone(&gateway), enrolment).await?;
     let stop = CancellationToken::new();
     let stop_writer = CancellationToken::new();
+    // Beside the parts: without it everybody is served.
+    let exporting = gateway.traces.as_ref().and_then(Exporting::start);
     let writer = sink::Writer {
         sink: Arc::clone(&gateway.sink),
         registry: Arc::clone(&gateway.registry),
@@ -408,6 +417,9 @@ pub(crate) async fn serve_into(
     };
     if tokio::time::timeout(FLUSH_WITHIN, ended).await.is_err() {
         warn!("the store did not take what was under way before the drain ended; it was never acked");
+    }
+    if let Some(exporting) = exporting {
+        exporting.end().await;
     }
     failed.map_or(Ok(()), Err)
 }

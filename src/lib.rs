@@ -33,5 +33,6 @@ pub mod secrets;
 mod sink;
 mod stamp;
 pub mod tls;
+pub mod traces;
 pub mod trial;
 mod upgrade;

@@ -12,6 +12,7 @@ mod histogram;
 pub(crate) mod page;
 pub(crate) mod process;
 pub(crate) mod store;
+pub(crate) mod traces;
 
 pub(crate) mod quarantine;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -14,17 +14,24 @@ use crate::clock;
 use crate::gateway::sessions::Handle;
 use crate::registry::{Claim, NewEvent, NewMessage};
 use crate::route::Routes;
+use crate::traces::MessageTrace;
 
 pub(crate) use queue::{MAX_BYTES, NoRoom, Sink};
 pub(crate) use writer::{Writer, run};
 
 /// Proof that a message outlives a crash: made where a commit has returned, and nowhere else.
 #[derive(Debug)]
-pub(crate) struct Stored(Receipt);
+pub(crate) struct Stored {
+    receipt: Receipt,
+    trace: Option<Box<MessageTrace>>,
+}
 
 impl Durable for Stored {
     fn into_receipt(self) -> Receipt {
-        self.0
+        if let Some(mut trace) = self.trace {
+            trace.acked();
+        }
+        self.receipt
     }
 }
 
@@ -34,13 +41,18 @@ pub(crate) struct Job {
     message: NewMessage,
     receipt: Receipt,
     session: Arc<Handle>,
+    trace: Option<Box<MessageTrace>>,
     /// On the monotonic clock.
     since: std::time::Duration,
 }
 
 impl Job {
     /// An accepted publish of a session.
-    pub(crate) fn new(accepted: Accepted, session: &Arc<Handle>) -> Self {
+    pub(crate) fn new(
+        accepted: Accepted,
+        session: &Arc<Handle>,
+        mut trace: Option<Box<MessageTrace>>,
+    ) -> Self {
         let (publish, receipt) = accepted.into_parts();
         let message = NewMessage {
             device: publish.device,
@@ -51,7 +63,10 @@ impl Job {
             at_ms: publish.at.map(|at| at.as_millis()),
             received_ms: publish.received.as_millis(),
         };
-        Self { message, receipt, session: Arc::clone(session), since: clock::now().monotonic }
+        if let Some(trace) = &mut trace {
+            trace.accepted(&message);
+        }
+        Self { message, receipt, session: Arc::clone(session), trace, since: clock::now().monotonic }
     }
 
     /// What it holds in memory, about.

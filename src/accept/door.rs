@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use doorward_proto::ids::DeviceId;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, info, warn};
@@ -15,6 +16,7 @@ use crate::fold::{Kind, Sample};
 use crate::gateway::Gateway;
 use crate::metrics::Turned;
 use crate::metrics::family::Label as _;
+use crate::traces::Trail;
 
 /// One in so many places is for addresses from which sessions have been proven: strangers cannot take them all.
 const RESERVE: usize = 16;
@@ -23,7 +25,17 @@ const RESERVE: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Pass {
     pub(crate) arrival: Arrival,
+    /// Nothing where it is not traced.
+    pub(crate) trail: Trail,
     _place: OwnedSemaphorePermit,
+}
+
+impl Pass {
+    /// Its device has shown its key. Whether its address was not known before.
+    pub(crate) fn proven(&mut self, device: &DeviceId) -> bool {
+        self.trail.proven(device);
+        self.arrival.proven()
+    }
 }
 
 /// A new connection. What can be decided at once is, before a task is made for it.
@@ -123,7 +135,7 @@ fn admit(gateway: &Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, mut arrival: 
                 }
             }
             // No drain waits for a stranger: only who has been let in is counted among `tasks`.
-            let pass = Pass { arrival, _place: place };
+            let pass = Pass { arrival, trail: Trail::default(), _place: place };
             tokio::spawn(super::admit(Arc::clone(gateway), tcp, peer, pass, room));
         }
         Err(_) => full(gateway, peer),

@@ -50,8 +50,14 @@ pub(super) fn failed(gateway: &Gateway, arrival: &Arrival, id: &str) {
     }
 }
 
-/// Whoever it was has shown no certificate that leads to a device CA: what its subject says is anybody's word.
-pub(super) fn refuse_in_tls(gateway: &Gateway, error: &io::Error, peer: SocketAddr, id: &str, subject: &str) {
+/// Returns what it came down to. Whoever it was has shown no certificate that leads to a device CA: what its subject says is anybody's word.
+pub(super) fn refuse_in_tls(
+    gateway: &Gateway,
+    error: &io::Error,
+    peer: SocketAddr,
+    id: &str,
+    subject: &str,
+) -> TlsRefusal {
     let class = TlsRefusal::of(error);
     gateway.counters.tls_refused(class);
     let sample = || Sample::new(id, peer, subject);
@@ -68,6 +74,7 @@ pub(super) fn refuse_in_tls(gateway: &Gateway, error: &io::Error, peer: SocketAd
             detail: &format_args!("{}: {error}; subject {subject}", class.label()),
         });
     }
+    class
 }
 
 /// Its request is refused, in words.

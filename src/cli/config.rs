@@ -7,7 +7,9 @@ use clap::Subcommand;
 use super::failure::{Failure, Outcome};
 use super::{Shared, output};
 use crate::config::{Config, Memory, Setting, Source, costs, settings};
+use crate::gateway::StartError;
 use crate::tls;
+use crate::traces::Traces;
 
 #[derive(Subcommand, Debug)]
 pub(super) enum ConfigCommand {
@@ -42,6 +44,7 @@ fn check(file: Option<&PathBuf>, shared: &Shared) -> Outcome {
     if file.is_none() {
         shared.database_url(&config)?;
         tls::load(&config, &home, None)?;
+        Traces::check(&config, &home).map_err(StartError::from)?;
     }
     if shared.json {
         return output::json(&serde_json::json!({ "file": path, "ok": true }));

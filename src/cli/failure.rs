@@ -179,6 +179,8 @@ impl From<StartError> for Failure {
             StartError::Clock(error) => error.into(),
             error @ StartError::Lists(..) => Self::new(error.to_string())
                 .next("name another address as crl.listen in config.toml, or \"\" for none"),
+            error @ StartError::Traces(_) => Self::new(error.to_string())
+                .next("mend [traces] in config.toml; an empty traces.endpoint is none"),
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{Config, ConfigError, settings};
 use crate::home::Home;
 
 /// Copied where the gateway starts: sockets, pools, its place in the registry.
-const AT_START: [&str; 11] = [
+const AT_START: [&str; 16] = [
     "addresses.remembered",
     "addresses.waiting",
     "admin.listen",
@@ -18,6 +18,11 @@ const AT_START: [&str; 11] = [
     "limits.handshakes",
     "limits.store_queue",
     "registry.max_staleness",
+    "traces.ca",
+    "traces.endpoint",
+    "traces.insecure",
+    "traces.queue",
+    "traces.timeout",
 ];
 
 /// A configuration that a gateway goes on with.
@@ -74,7 +79,7 @@ mod tests {
     use super::*;
 
     /// Asked for whenever it is needed, so that another value counts from then on.
-    const ASKED: [&str; 51] = [
+    const ASKED: [&str; 54] = [
         "addresses.block",
         "addresses.block_at_most",
         "addresses.burst",
@@ -126,6 +131,9 @@ mod tests {
         "tls.device_cas",
         "tls.key",
         "tls.min_version",
+        "traces.connections",
+        "traces.messages",
+        "traces.per_second",
     ];
 
     #[test]

@@ -7,6 +7,7 @@ use crate::accept::Addresses;
 use crate::gateway::MAX_DELIVERY_BYTES;
 use crate::gateway::sessions::MAX_REMEMBERED;
 use crate::sink::MAX_BYTES;
+use crate::traces::{BATCH, SPAN_BYTES};
 
 const KIB: usize = 1 << 10;
 /// The program, its connections to the database and what those cache.
@@ -37,6 +38,8 @@ pub struct Memory {
     pub devices: usize,
     /// Of publishes that wait for the store, and of those that it is writing.
     pub store: usize,
+    /// Of traces under way and of spans that wait for their collector.
+    pub traces: usize,
     /// All of it, with every place taken by sessions that do their worst.
     pub at_most: usize,
     /// All of it while every place is taken by strangers.
@@ -67,7 +70,8 @@ impl Memory {
         let waiting = limits.store_queue.saturating_mul(message + SMALL).min(MAX_BYTES + message);
         let store = 2 * waiting;
         let devices = MAX_REMEMBERED * (REMEMBERED + strikes);
-        let fixed = PROGRAM + addresses + devices + store;
+        let traces = traces(config);
+        let fixed = PROGRAM + addresses + devices + store + traces;
         let all = |each: usize| limits.connections.saturating_mul(each).saturating_add(fixed);
         Self {
             session,
@@ -75,10 +79,23 @@ impl Memory {
             addresses,
             devices,
             store,
+            traces,
             at_most: all(session.max(stranger)),
             of_strangers: all(stranger),
         }
     }
+}
+
+/// What waits, a request that is made of the same, and what was begun and may not have ended yet.
+fn traces(config: &Config) -> usize {
+    let Config { traces, limits, session, .. } = config;
+    if traces.endpoint.is_empty() {
+        return 0;
+    }
+    let longest = limits.handshake_timeout.0 + session.proof_within.0 + session.max_skew.0;
+    let seconds = usize::try_from(longest.as_secs()).unwrap_or(usize::MAX).saturating_add(2);
+    let begun = (2 * traces.per_second).saturating_mul(seconds);
+    begun.saturating_add(traces.queue + 2 * BATCH).saturating_mul(SPAN_BYTES)
 }
 
 #[cfg(test)]
@@ -101,6 +118,7 @@ mod tests {
         wider(|config| config.addresses.remembered += 8);
         wider(|config| config.addresses.waiting += 1);
         wider(|config| config.limits.strikes += 1);
+        wider(|config| "http://127.0.0.1:4318".clone_into(&mut config.traces.endpoint));
         assert!(default.of_strangers < default.at_most / 4, "{default:?}");
         assert!(default.addresses < 32 << 20, "{default:?}");
     }

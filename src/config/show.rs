@@ -60,6 +60,7 @@ pub fn costs(memory: &Memory) -> Vec<Setting> {
         ("memory.devices", memory.devices),
         ("memory.session", memory.session),
         ("memory.store", memory.store),
+        ("memory.traces", memory.traces),
     ]
     .map(|(key, bytes)| Setting { key: key.to_owned(), value: bytes.to_string(), source: Source::Computed })
     .into()

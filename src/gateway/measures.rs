@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Gateway;
 use crate::clock;
 use crate::metrics::page::Page;
+use crate::traces::Traces;
 
 impl Gateway {
     /// Everything, in the order in which it is shown.
@@ -19,6 +20,7 @@ impl Gateway {
         self.collect_door(page);
         self.counters.collect(page, clock::now().monotonic);
         self.quarantines.counters.collect(page);
+        Traces::collect(self.traces.as_ref(), page);
         self.collect_store(page);
         self.collect_registry(page);
         self.collect_ends(page);

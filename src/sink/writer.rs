@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::queue::Queue;
-use super::{Handle, Message, Routes, Sink, Stored};
+use super::{Handle, Job, Message, Routes, Sink, Stored};
 use crate::clock;
 use crate::gateway::Sight;
 use crate::gateway::mailbox::{Ending, Outcome};
 use crate::registry::{Batch, Claim, Fate, NewMessage, Registry, RegistryError};
+use crate::traces::{Commit, MessageTrace};
 
 /// Publishes of one transaction.
 const MAX_BATCH: usize = 1024;
@@ -46,6 +47,14 @@ struct Waiting {
     receipt: Receipt,
     session: Arc<Handle>,
     since: Duration,
+    trace: Option<Box<MessageTrace>>,
+}
+
+/// A transaction that has been committed.
+struct Committed {
+    fates: Vec<Fate>,
+    began: Duration,
+    ended: Duration,
 }
 
 /// Writes until it is stopped and nothing waits any more.
@@ -79,13 +88,13 @@ impl Writer {
         loop {
             leave_out_the_ended(&mut batch, &mut waiting);
             let error = match self.try_to_write(&batch).await {
-                Ok(fates) => {
+                Ok(committed) => {
                     self.sink.set_stalled(false);
                     self.failed = None;
                     if std::mem::take(&mut self.away) {
                         info!("the store is back");
                     }
-                    self.tell(fates, std::mem::take(&mut batch.messages), waiting).await;
+                    self.tell(committed, std::mem::take(&mut batch.messages), waiting).await;
                     return true;
                 }
                 Err(error) => error,
@@ -122,7 +131,7 @@ impl Writer {
 
     /// While a transaction takes its time, what has queued up behind it is not left without an answer. What has waited out
     /// an outage is stored only once the feed has been read: whoever was cut off meanwhile has no word in it any more.
-    async fn try_to_write(&mut self, batch: &Batch) -> Result<Vec<Fate>, RegistryError> {
+    async fn try_to_write(&mut self, batch: &Batch) -> Result<Committed, RegistryError> {
         if self.sight.is_away() || self.failed.is_some_and(|at| !self.sight.looked_since(at)) {
             self.look_at_feed.notify_one();
             return Err(RegistryError::Unavailable("its changes have not been read yet".to_owned()));
@@ -144,7 +153,7 @@ impl Writer {
                 self.failed = Some(now);
             }
         }
-        written
+        written.map(|fates| Committed { fates, began, ended: now })
     }
 
     /// Nothing was kept of what has waited too long for its turn.
@@ -157,7 +166,10 @@ impl Writer {
         unavailable(old.into_iter().map(|job| (job.receipt, job.session)));
     }
 
-    async fn tell(&self, fates: Vec<Fate>, messages: Vec<NewMessage>, waiting: Vec<Waiting>) {
+    async fn tell(&self, committed: Committed, messages: Vec<NewMessage>, waiting: Vec<Waiting>) {
+        let Committed { fates, began, ended } = committed;
+        let traced = waiting.iter().filter_map(|waiting| waiting.trace.as_deref());
+        let commit = Commit::new(traced, messages.len(), began, ended);
         let mut woken: Option<Arc<Handle>> = None;
         let mut wake = |session: Option<Arc<Handle>>| {
             if let Some(last) = std::mem::replace(&mut woken, session) {
@@ -169,12 +181,15 @@ impl Writer {
         let mut suspect = false;
         let mut delivered = 0;
         let now = clock::now().monotonic;
-        for ((fate, message), Waiting { receipt, session, since }) in
+        for ((fate, message), Waiting { receipt, session, since, mut trace }) in
             fates.into_iter().zip(messages).zip(waiting)
         {
             self.sink.meters.settled(fate, now.saturating_sub(since));
+            if let Some(trace) = &mut trace {
+                trace.committed(commit, fate);
+            }
             let outcome = match fate {
-                Fate::Stored | Fate::Duplicate => Outcome::Stored(Stored(receipt)),
+                Fate::Stored | Fate::Duplicate => Outcome::Stored(Stored { receipt, trace }),
                 Fate::Unstorable => Outcome::Unstorable(receipt),
                 Fate::Fenced => {
                     session.suspect.store(true, Ordering::SeqCst);
@@ -218,7 +233,9 @@ fn split(queue: Queue) -> (Batch, Vec<Waiting>) {
     let (messages, waiting) = queue
         .jobs
         .into_iter()
-        .map(|job| (job.message, Waiting { receipt: job.receipt, session: job.session, since: job.since }))
+        .map(|Job { message, receipt, session, since, trace }| {
+            (message, Waiting { receipt, session, since, trace })
+        })
         .unzip();
     let late = clock::utc() - LATE;
     let batch = Batch {
@@ -256,7 +273,10 @@ fn unavailable(waiting: impl Iterator<Item = (Receipt, Arc<Handle>)>) {
 /// Nobody knows what became of these, and nobody may say: their sessions end, and their devices ask again under the
 /// same ids.
 fn lost(waiting: Vec<Waiting>) {
-    for Waiting { session, .. } in waiting {
+    for Waiting { session, trace, .. } in waiting {
+        if let Some(mut trace) = trace {
+            trace.unknown();
+        }
         session.mailbox.put_ending(Ending::now(Close::Internal));
     }
 }

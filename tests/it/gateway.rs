@@ -35,6 +35,7 @@ mod session;
 mod storage;
 mod subscriptions;
 mod tls;
+mod traces;
 mod trust;
 mod upgrade;
 mod wire;

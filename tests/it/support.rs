@@ -1,5 +1,6 @@
 //! What several files of tests need.
 
+pub(crate) mod collector;
 pub(crate) mod command;
 pub(crate) mod database;
 pub(crate) mod device;

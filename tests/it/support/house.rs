@@ -361,7 +361,7 @@ async fn open(config: &Config, home: &Home, registry: &Arc<dyn Registry>) -> Run
     (gateway, address, stop, serving)
 }
 
-fn serial() -> Serial {
+pub(crate) fn serial() -> Serial {
     Serial::from_random(entropy::random().unwrap())
 }
 
