@@ -106,6 +106,7 @@ pub(crate) async fn run(gateway: Arc<Gateway>, admitted: Admitted, pass: Pass) {
                 ws,
                 peer,
                 pass,
+                said_skew: false,
                 received: 0,
                 outgoing: VecDeque::new(),
                 outgoing_bytes: 0,
@@ -137,6 +138,8 @@ struct Connection {
     /// Held to the end: its place among all connections, and its address's.
     pass: Pass,
     timer: Pin<Box<Sleep>>,
+    /// The device's clock is off, and an event says so.
+    said_skew: bool,
     /// Bytes that had come at the last wake-up.
     received: u64,
     /// Frames that the socket has not taken yet.
@@ -293,13 +296,12 @@ impl Connection {
             match message {
                 Message::Text(text) => {
                     match self.session.receive(text.as_str(), now) {
-                        Verdict::Accepted => self.gateway.counters.accepted(),
+                        Verdict::Accepted => {
+                            self.gateway.counters.accepted();
+                            self.note_skew();
+                        }
                         Verdict::Refused(refusal) => {
-                            self.gateway.counters.rejected(refusal);
-                            debug!(connection = %self.handle.id, device = %self.handle.device, error = refusal.as_str(), "message refused");
-                            if let Some(kind) = EventKind::of(refusal) {
-                                self.note(kind, "a message was refused");
-                            }
+                            self.refused(refusal);
                             // A late session may do nothing but renew: what else it tries, a device does that has missed its time.
                             if !self.session.is_late() {
                                 let (section, proven) =
@@ -463,14 +465,16 @@ impl Connection {
         let reason = untrusted.as_ref().map_or(close.label(), |denied| denied.problem.label());
         let detail = detail.or(untrusted.map(|denied| denied.detail.to_string()));
         if self.may_say(Kind::Closed, reason) {
+            let skew = self.session.skew();
             info!(
                 connection = %self.handle.id, device = %self.handle.device, peer = %self.peer, code = close.code(),
                 reason, detail = detail.as_deref().unwrap_or("-"), proven = self.session.is_proven(),
-                after_ms = self.handle.cut_after().map(|after| after.as_millis()), "session closed"
+                after_ms = self.handle.cut_after().map(|after| after.as_millis()),
+                skew_ms = skew.map(|skew| skew.last_ms), most_skew_ms = skew.map(|skew| skew.largest_ms), "session closed"
             );
         }
         if close == Close::Strikes {
-            self.note(EventKind::Strikes, detail.as_deref().unwrap_or(Close::Strikes.reason()));
+            self.note(EventKind::Strikes, &detail.as_deref().unwrap_or(Close::Strikes.reason()));
         }
         let last_words = frame(&ended, close);
         match ended {

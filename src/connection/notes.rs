@@ -1,9 +1,16 @@
 //! What an operator is told of a session.
 
+use std::fmt;
+use std::time::Duration;
+
+use doorward_proto::verdict::Refusal;
+use tracing::debug;
+
 use super::Connection;
 use crate::fold::{Kind, Sample};
 use crate::gateway::events::Event;
 use crate::registry::EventKind;
+use crate::skew::Off;
 
 impl Connection {
     /// Whether a line of the log about this session is written now.
@@ -13,7 +20,7 @@ impl Connection {
     }
 
     /// Notes a security event of this session.
-    pub(super) fn note(&self, kind: EventKind, detail: &str) {
+    pub(super) fn note(&self, kind: EventKind, detail: &dyn fmt::Display) {
         self.gateway.note(Event {
             kind,
             device: Some(&self.handle.device),
@@ -21,5 +28,26 @@ impl Connection {
             peer: &self.peer,
             detail: &format_args!("{detail}; session {}", self.handle.id),
         });
+    }
+
+    /// A message was refused.
+    pub(super) fn refused(&self, refusal: Refusal) {
+        self.gateway.counters.rejected(refusal);
+        debug!(connection = %self.handle.id, device = %self.handle.device, error = refusal.as_str(), "message refused");
+        let Some(kind) = EventKind::of(refusal) else { return };
+        match (refusal, self.session.skew()) {
+            (Refusal::Stale, Some(skew)) => self.note(kind, &Off(skew.last_ms)),
+            _ => self.note(kind, &"a message was refused"),
+        }
+    }
+
+    /// Once a session: a clock that is still let in, and may soon not be.
+    pub(super) fn note_skew(&mut self) {
+        let Some(skew) = self.session.skew() else { return };
+        let off = Duration::from_millis(skew.last_ms.unsigned_abs());
+        if !self.said_skew && off > self.session.limits().max_skew / 2 {
+            self.said_skew = true;
+            self.note(EventKind::ClockSkew, &Off(skew.last_ms));
+        }
     }
 }
