@@ -11,8 +11,11 @@ use crate::skew::Off;
 
 /// Refusals in TLS that are looked through for one that may have been this device's.
 const REFUSALS: u32 = 100;
-/// What the events of peers say whose clock does not like the dates of the gateway's certificate.
-const DATES: &str = "received fatal alert: CertificateExpired";
+/// How an event begins of a peer that has refused the gateway's certificate.
+const BY_PEER: &str = "by_peer: received fatal alert: ";
+/// What it says where the dates do not suit its clock: rustls the first, whichever way it is off; OpenSSL the second and mbedTLS
+/// the third where the certificate is not valid yet, as for a clock that begins in 1970.
+const DATES: [&str; 3] = ["CertificateExpired", "BadCertificate", "CertificateUnknown"];
 
 /// What has been seen of a clock.
 #[derive(Debug)]
@@ -27,7 +30,7 @@ pub(super) enum Seen {
         refused: bool,
     },
     /// A peer has refused the gateway's certificate for its dates: this device, for all that is known.
-    RefusesUs { at: OffsetDateTime, peer: String, gateway: String },
+    RefusesUs { at: OffsetDateTime, peer: String, gateway: String, alert: &'static str },
 }
 
 impl Seen {
@@ -64,11 +67,18 @@ impl Seen {
             Some(presence) => address(&event.peer) == address(&presence.peer),
             None => true,
         };
-        let one = refusals
-            .into_iter()
-            .rev()
-            .find(|event| event.at >= since && event.detail.contains(DATES) && its_own(event));
-        Ok(one.map(|event| Self::RefusesUs { at: event.at, peer: event.peer, gateway: event.gateway }))
+        let one = refusals.into_iter().rev().filter(|event| event.at >= since && its_own(event)).find_map(
+            |event| {
+                let said = event.detail.strip_prefix(BY_PEER)?.split(';').next()?;
+                Some((DATES.into_iter().find(|alert| *alert == said)?, event))
+            },
+        );
+        Ok(one.map(|(alert, event)| Self::RefusesUs {
+            at: event.at,
+            peer: event.peer,
+            gateway: event.gateway,
+            alert,
+        }))
     }
 }
 
@@ -110,9 +120,9 @@ impl Facts {
                 }
                 Check::new(TOPIC, state, what).next(NTP)
             }
-            Some(Seen::RefusesUs { at, peer, gateway }) => {
+            Some(Seen::RefusesUs { at, peer, gateway, alert }) => {
                 let what = format!(
-                    "somebody at {} has refused the certificate of {} for its dates at {}: if that was this device, its clock is wrong",
+                    "somebody at {} has refused the certificate of {} ({alert}) at {}: if that was this device, its clock is wrong, or it trusts another CA",
                     output::plain(peer),
                     output::plain(gateway),
                     output::time(*at)
@@ -140,9 +150,9 @@ impl From<&Seen> for Value {
                 "last_ms": last.0, "largest_ms": largest.0, "at": output::time(*at), "gateway": gateway,
                 "refused": refused, "refuses_the_gateway": false,
             }),
-            Seen::RefusesUs { at, peer, gateway } => json!({
+            Seen::RefusesUs { at, peer, gateway, alert } => json!({
                 "last_ms": null, "largest_ms": null, "at": output::time(*at), "gateway": gateway, "peer": peer,
-                "refused": false, "refuses_the_gateway": true,
+                "refused": false, "refuses_the_gateway": true, "alert": alert,
             }),
         }
     }

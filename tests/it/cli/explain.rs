@@ -382,10 +382,18 @@ async fn a_clock_that_is_off_is_named_with_what_mends_it(database: Database, des
     // One that has said nothing yet, and neither has anybody else but that our certificate's dates do not please.
     event(0, "NULL", "tls_refused", "by_peer: received fatal alert: UnknownCA; subject -").await;
     assert_eq!(state_of(&explained(&desk, "press-7").1, "device clock"), "ok");
-    event(0, "NULL", "tls_refused", "by_peer: received fatal alert: CertificateExpired; subject -").await;
-    let (code, value) = explained(&desk, "press-7");
-    assert_eq!((code, state_of(&value, "device clock")), (0, "note"), "{value:#}");
-    assert_eq!(value["skew"]["refuses_the_gateway"], true);
+    for alert in ["BadCertificate", "CertificateUnknown", "CertificateExpired"] {
+        let detail = format!("by_peer: received fatal alert: {alert}; subject -");
+        event(0, "NULL", "tls_refused", &detail).await;
+        let (code, value) = explained(&desk, "press-7");
+        assert_eq!((code, state_of(&value, "device clock")), (0, "note"), "{value:#}");
+        let skew = &value["skew"];
+        assert_eq!(
+            (&skew["refuses_the_gateway"], &skew["alert"]),
+            (&json!(true), &json!(alert)),
+            "{value:#}"
+        );
+    }
     // What it has said itself counts more; words of another kind say nothing.
     event(45, "'press-7'", "stale", "a message was refused; session x").await;
     event(40, "'press-7'", "clock_skew", "the device's clock is 45.000 s behind the gateway's; session x")

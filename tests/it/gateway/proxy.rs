@@ -151,16 +151,13 @@ async fn flood(house: Arc<House>, numbers: std::ops::Range<u64>) {
         let (house, numbers) = (Arc::clone(&house), numbers.clone());
         tasks.spawn(async move {
             for number in numbers.filter(|number| number % AT_ONCE == task) {
-                let wide = scattered(number);
                 let bytes = match number % 4 {
                     0 => {
                         // A class A of its own: 2^24 of them, one to one.
                         let [.., a, b, c] = (number / 4).wrapping_mul(7_919).to_be_bytes();
                         header([11, a, b, c], 4711)
                     }
-                    _ => {
-                        header_v6((0x2001_u128 << 112) | (u128::from(wide) << 32) | u128::from(number as u32))
-                    }
+                    _ => header_v6((0x2001_u128 << 112) | (u128::from(scattered(number)) << 48)),
                 };
                 let proxy = [127, 9, 0, u8::try_from(number % 250).unwrap() + 1];
                 let mut tcp = tcp_from(&house, proxy).await.unwrap();

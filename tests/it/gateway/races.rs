@@ -20,7 +20,7 @@ use crate::support::http::get;
 const CLOSE: &[u8] = &[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8];
 
 /// Nobody is left, by the table of sessions, by the gauges, and in the registry.
-async fn all_have_left(house: &House, ended: u64) {
+async fn all_have_left(house: &House, ended: u32) {
     eventually("the sessions have left", async || house.gateway.devices() == 0).await;
     let admin = house.admin().await;
     eventually("the gauges are back", async || {
@@ -30,7 +30,7 @@ async fn all_have_left(house: &House, ended: u64) {
     .await;
     let page = get(admin, "/metrics").await;
     let closes = page.value("doorward_sessions_closed_total", "");
-    assert_eq!(closes as u64, ended, "each session ends once");
+    assert_eq!(closes, f64::from(ended), "each session ends once");
     let places = "SELECT count(*) FROM presence WHERE session IS NOT NULL";
     eventually("its place is free", async || house.db.number(places).await == 0).await;
 }
