@@ -200,6 +200,8 @@ async fn many_addresses(count: u64) {
         let seq = first.publish(&format!("m{sent}"), json!(sent)).await;
         first.acked(seq).await;
         sent += 1;
+        // Within its rate, however long this takes.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         if sent == 10 {
             come(&house, site, &other).await.unwrap();
         }

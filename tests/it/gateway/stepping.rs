@@ -68,7 +68,12 @@ async fn publish_until(mut device: Device, over: Arc<AtomicBool>, acked: Arc<Ato
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_steps_by_an_hour_loses_nothing_honest_and_lets_nothing_in_twice() {
-    let house = House::with(|config| config.limits.strikes = 1000).await;
+    let house = House::with(|config| {
+        config.limits.strikes = 1000;
+        // They publish as fast as they can.
+        (config.limits.rate_per_second, config.limits.rate_burst) = (100_000, 100_000);
+    })
+    .await;
     let (over, acked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let mut load = JoinSet::new();
     for n in 0..6 {
