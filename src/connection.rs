@@ -296,10 +296,7 @@ impl Connection {
             match message {
                 Message::Text(text) => {
                     match self.session.receive(text.as_str(), now) {
-                        Verdict::Accepted => {
-                            self.gateway.counters.accepted();
-                            self.note_skew();
-                        }
+                        Verdict::Accepted => self.accepted(),
                         Verdict::Refused(refusal) => {
                             self.refused(refusal);
                             // A late session may do nothing but renew: what else it tries, a device does that has missed its time.

@@ -41,8 +41,9 @@ impl Connection {
         }
     }
 
-    /// Once a session: a clock that is still let in, and may soon not be.
-    pub(super) fn note_skew(&mut self) {
+    /// A message was accepted. Once a session: its clock is still let in, and may soon not be.
+    pub(super) fn accepted(&mut self) {
+        self.gateway.counters.accepted();
         let Some(skew) = self.session.skew() else { return };
         let off = Duration::from_millis(skew.last_ms.unsigned_abs());
         if !self.said_skew && off > self.session.limits().max_skew / 2 {
