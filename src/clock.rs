@@ -60,18 +60,45 @@ fn believed(now: OffsetDateTime, earliest: OffsetDateTime) -> Result<(), ClockEr
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
+/// A time of day that is stepped, as an operator or a bad time server steps it. For tests in this process: a build for use
+/// has none of it, and nothing from outside the process reaches it.
+#[cfg(debug_assertions)]
+mod stepped {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    static MS: AtomicI64 = AtomicI64::new(0);
+
+    /// From now on the time of day is off by this; the monotonic clock is not.
+    pub fn step_to(off: time::Duration) {
+        MS.store(i64::try_from(off.whole_milliseconds()).unwrap_or(0), Ordering::SeqCst);
+    }
+
+    pub(super) fn off() -> time::Duration {
+        time::Duration::milliseconds(MS.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(debug_assertions)]
+pub use stepped::step_to;
+
 /// Both clocks, read once.
 #[must_use]
 pub fn now() -> Moment {
     // A clock before 1970 reads as 1970: every certificate is then "not yet valid", which refuses.
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let wall = SystemTime::now();
+    #[cfg(debug_assertions)]
+    let wall = wall + stepped::off();
+    let wall = wall.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     Moment { monotonic: START.elapsed(), wall: NumericDate::since_epoch(wall) }
 }
 
 /// The time of day, for rows and certificates.
 #[must_use]
 pub fn utc() -> OffsetDateTime {
-    OffsetDateTime::now_utc()
+    let now = OffsetDateTime::now_utc();
+    #[cfg(debug_assertions)]
+    let now = now + stepped::off();
+    now
 }
 
 /// A point of the monotonic clock of [`now`] as the runtime's timers know it.

@@ -22,7 +22,7 @@ use std::time::Duration;
 use doorward_proto::close::Close;
 use doorward_proto::session::{Output, Session};
 use doorward_proto::time::Moment;
-use doorward_proto::verdict::{Refusal, Verdict};
+use doorward_proto::verdict::Refusal;
 use futures_util::{Sink as _, Stream as _};
 use tokio::time::Sleep;
 use tokio_tungstenite::WebSocketStream;
@@ -102,6 +102,7 @@ async fn run(gateway: Arc<Gateway>, admitted: Admitted, mut pass: Pass) {
                 ws,
                 peer,
                 pass,
+                said_skew: false,
                 received: 0,
                 outgoing: VecDeque::new(),
                 outgoing_bytes: 0,
@@ -129,6 +130,8 @@ struct Connection {
     /// Held to the end: its place among all connections, and its address's.
     pass: Pass,
     timer: Pin<Box<Sleep>>,
+    /// The device's clock is off, and an event says so.
+    said_skew: bool,
     /// Bytes that had come at the last wake-up.
     received: u64,
     /// Frames that the socket has not taken yet.
@@ -293,28 +296,7 @@ impl Connection {
                     bytes += text.len();
                     self.pass.trail.message(&self.gateway, &self.live, &self.handle);
                     let verdict = self.session.receive(text.as_str(), now);
-                    if verdict != Verdict::Accepted {
-                        self.pace.refused(text.len(), self.session.limits(), now.monotonic);
-                    }
-                    match verdict {
-                        Verdict::Accepted => self.gateway.counters.accepted(),
-                        Verdict::Refused(refusal) => {
-                            self.gateway.counters.rejected(refusal);
-                            self.pass.trail.message_refused(refusal);
-                            debug!(connection = %self.handle.id, device = %self.handle.device, error = refusal.as_str(), "message refused");
-                            if let Some(kind) = EventKind::of(refusal) {
-                                self.note(kind, "a message was refused");
-                            }
-                            // A late session may do nothing but renew: what else it tries, a device does that has missed its time.
-                            // And one subscription too many breaks no policy.
-                            if !self.session.is_late() && !self.session.had_no_room() {
-                                let (section, proven) =
-                                    (&self.live.config.quarantine, self.session.is_proven());
-                                self.gateway.offended(section, &self.handle, self.peer, proven, refusal);
-                            }
-                        }
-                        Verdict::Ignored => self.gateway.counters.ignored(),
-                    }
+                    self.note_verdict(verdict, text.len(), now);
                     if let Some(ended) = self.perform(cx, now) {
                         return Some(ended);
                     }
@@ -468,14 +450,16 @@ impl Connection {
         let reason = untrusted.as_ref().map_or(close.label(), |denied| denied.problem.label());
         let detail = detail.or(untrusted.map(|denied| denied.detail.to_string()));
         if self.may_say(Kind::Closed, reason) {
+            let skew = self.session.skew();
             info!(
                 connection = %self.handle.id, device = %self.handle.device, peer = %self.peer, code = close.code(),
                 reason, detail = detail.as_deref().unwrap_or("-"), proven = self.session.is_proven(),
-                after_ms = self.handle.cut_after().map(|after| after.as_millis()), "session closed"
+                after_ms = self.handle.cut_after().map(|after| after.as_millis()),
+                skew_ms = skew.map(|skew| skew.last_ms), most_skew_ms = skew.map(|skew| skew.largest_ms), "session closed"
             );
         }
         if close == Close::Strikes {
-            self.note(EventKind::Strikes, detail.as_deref().unwrap_or(Close::Strikes.reason()));
+            self.note(EventKind::Strikes, &detail.as_deref().unwrap_or(Close::Strikes.reason()));
         }
         let last_words = frame(&ended, close);
         match ended {

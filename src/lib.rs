@@ -31,6 +31,7 @@ mod route;
 pub mod schema;
 pub mod secrets;
 mod sink;
+mod skew;
 mod stamp;
 pub mod tls;
 pub mod traces;

@@ -1,7 +1,5 @@
 //! What comes through the socket of a session, on both ends.
 
-use std::time::Duration;
-
 use doorward_proto::link::Link;
 use doorward_proto::session::{Output, Session};
 use doorward_proto::time::{Moment, NumericDate};
@@ -10,7 +8,7 @@ use doorward_proto::verdict::{Refusal, Verdict};
 use crate::Outcome;
 use crate::shared::choices::Choices;
 use crate::shared::json::{self, Json, Kind};
-use crate::shared::model::{Expected, Model, open};
+use crate::shared::model::{Expected, Leaky, Model, open};
 use crate::shared::play::{self, frames::signed};
 use crate::shared::support::{DEVICE, EPOCH, at, device, grant, key, keyring, payload, settings};
 
@@ -26,11 +24,13 @@ fn fresh() -> (Session, Model) {
         max_bytes: grant.limits.max_message_bytes,
         max_skew: grant.limits.max_skew,
         keys: vec![(1, [1; 32], None)],
-        rate: grant.limits.rate,
-        level: (Duration::ZERO, now.monotonic),
+        messages: Leaky::new(grant.limits.rate, now.monotonic),
+        bytes: Leaky::new(grant.limits.bytes, now.monotonic),
+        why: None,
         last: 0,
         late: false,
         publish_below: &["devices/press-7"],
+        formed: false,
     };
     (session, model)
 }

@@ -15,6 +15,7 @@ mod output;
 mod reconfigure;
 mod rekey;
 mod renew;
+mod skew;
 mod subscriptions;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -24,6 +25,7 @@ use std::time::Duration;
 pub use accepted::{Accepted, Durable, Publish, Receipt};
 pub use grant::{Grant, PendingKey, Settings};
 pub use output::Output;
+pub use skew::Skew;
 
 use crate::GATEWAY;
 use crate::channel::Filter;
@@ -68,6 +70,7 @@ pub struct Session {
     no_room: bool,
     settled: Vec<u64>,
     undecided: usize,
+    skew: Option<Skew>,
     opened: Duration,
     heard: Duration,
     pinged: Duration,
@@ -99,6 +102,7 @@ impl Session {
             no_room: false,
             settled: Vec::new(),
             undecided: 0,
+            skew: None,
             opened: now.monotonic,
             heard: now.monotonic,
             pinged: now.monotonic,
@@ -160,6 +164,13 @@ impl Session {
     #[must_use]
     pub fn undecided(&self) -> usize {
         self.undecided
+    }
+
+    /// How far the device's clock is off, once a message of this session has said so: one that is signed with a key of the device
+    /// and carries this session's challenge, whether it was in time or not.
+    #[must_use]
+    pub fn skew(&self) -> Option<Skew> {
+        self.skew
     }
 
     /// The next thing to do.

@@ -21,7 +21,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 /// Each of these must have happened: stories in which nothing goes wrong would prove nothing.
-const EVENTFUL: [&str; 20] = [
+const EVENTFUL: [&str; 23] = [
     "accepted",
     "bad_envelope",
     "bad_key",
@@ -31,7 +31,10 @@ const EVENTFUL: [&str; 20] = [
     "wrong_session",
     "stale",
     "replayed",
-    "rate_limited",
+    "over its bytes",
+    "over its messages",
+    "renews too often",
+    "of another form",
     "forbidden",
     "unavailable",
     "settled",

@@ -349,9 +349,11 @@ pub(super) async fn find(registry: &dyn Registry, id: &DeviceId) -> Result<Devic
 }
 
 async fn show(shared: &Shared, id: &DeviceId) -> Outcome {
-    let device = find(&*shared.registry().await?, id).await?;
+    let registry = shared.registry().await?;
+    let device = find(&*registry, id).await?;
+    let quarantine = registry.insight(id, &device.summary.fleet).await?.quarantine;
     if shared.json {
-        return output::json(&detail_json(&device));
+        return output::json(&detail_json(&device, quarantine));
     }
     let DeviceDetail { summary, certificates, keys, presence } = &device;
     let mut lines = vec![
@@ -361,6 +363,13 @@ async fn show(shared: &Shared, id: &DeviceId) -> Outcome {
     ];
     if let Some(reason) = &summary.reason {
         lines.push(format!("reason       {}", output::plain(reason)));
+    }
+    match quarantine {
+        Some(Some(until)) => {
+            lines.push(format!("quarantine   until {}, then it is resumed by itself", output::time(until)))
+        }
+        Some(None) => lines.push("quarantine   until it is resumed".to_owned()),
+        None => {}
     }
     lines.push(format!("registered   {}", output::time(summary.created)));
     for c in certificates {
@@ -402,7 +411,8 @@ fn json_word(state: &impl serde::Serialize) -> String {
     serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-fn detail_json(device: &DeviceDetail) -> Value {
+/// `quarantine`: whether a gateway has suspended it, and until when if that ends by itself.
+fn detail_json(device: &DeviceDetail, quarantine: Option<Option<time::OffsetDateTime>>) -> Value {
     let mut value = summary_json(&device.summary);
     let certificates: Vec<Value> = device
         .certificates
@@ -430,6 +440,8 @@ fn detail_json(device: &DeviceDetail) -> Value {
         members.insert("certificates".to_owned(), certificates.into());
         members.insert("keys".to_owned(), keys.into());
         members.insert("session".to_owned(), session.into());
+        let quarantine = quarantine.map(|until| json!({ "until": until.map(output::time) }));
+        members.insert("quarantine".to_owned(), quarantine.into());
     }
     value
 }

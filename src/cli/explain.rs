@@ -4,6 +4,7 @@ mod certificates;
 mod checks;
 mod gateways;
 mod report;
+mod skew;
 
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ struct Facts {
     /// In the order of storing.
     events: Vec<StoredEvent>,
     certificates: Vec<Judged>,
+    /// What its messages have said of its clock.
+    skew: Option<skew::Seen>,
     /// What a fleet may say otherwise, as this home's configuration has it.
     own: Own,
     /// The limits that the fleet does say; what is wrong with them.
@@ -134,6 +137,7 @@ impl Facts {
         let newest =
             EventFilter { device: Some(id.clone()), limit: EVENTS, newest: true, ..EventFilter::default() };
         let events = registry.events(&newest).await?;
+        let skew = skew::Seen::gather(&*registry, &detail).await?;
         // Last: what admission would be told is no older than what else is said.
         let names: Vec<_> = detail.certificates.iter().map(|row| row.fingerprint).collect();
         let mut records = registry.look_up_all(&names).await?;
@@ -165,6 +169,7 @@ impl Facts {
             insight,
             events,
             certificates,
+            skew,
             own,
             limits,
             master,

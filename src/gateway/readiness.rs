@@ -69,12 +69,18 @@ impl Gateway {
             Check::unless("draining", self.is_draining(), "the gateway is going away"),
             away.unwrap_or_else(|| Check::passed("registry")),
             stale.unwrap_or_else(|| Check::passed("staleness")),
-            Check::unless(
-                "store",
-                self.sink.look().stalled,
-                "the store does not write: publishes are refused as unavailable",
-            ),
+            self.store_check(),
         ]
+    }
+
+    fn store_check(&self) -> Check {
+        const REFUSED: &str = "the store does not write: publishes are refused as unavailable";
+        if !self.sink.look().stalled {
+            return Check::passed("store");
+        }
+        // What the disk or the database has said is what the operator has to mend.
+        let why = self.sink.trouble();
+        Check::failed("store", why.map_or_else(|| REFUSED.to_owned(), |why| format!("{REFUSED}; {why}")))
     }
 
     /// The same for `/metrics`.

@@ -23,11 +23,13 @@ pub enum EventKind {
     PossibleClone,
     /// A device was suspended because of what it sent.
     Quarantine,
+    /// A device's clock is off by more than half of what is taken, in a session whose messages were.
+    ClockSkew,
 }
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::AddressBlocked,
         Self::TlsRefused,
         Self::Refused,
@@ -44,6 +46,7 @@ impl EventKind {
         Self::Strikes,
         Self::PossibleClone,
         Self::Quarantine,
+        Self::ClockSkew,
     ];
 
     /// The word for it.
@@ -57,6 +60,7 @@ impl EventKind {
             Self::Strikes => "strikes",
             Self::PossibleClone => "possible_clone",
             Self::Quarantine => "quarantine",
+            Self::ClockSkew => "clock_skew",
         }
     }
 

@@ -32,6 +32,8 @@ pub(crate) struct Sink {
     stalled: AtomicBool,
     /// How long a publish may wait before it is `unavailable`, in milliseconds.
     patience_ms: AtomicU64,
+    /// What the last try to write has met, until one succeeds.
+    trouble: Mutex<Option<String>>,
     /// Transactions begun and ended.
     batches: watch::Sender<Batches>,
     pub(crate) meters: StoreMeters,
@@ -100,6 +102,7 @@ impl Sink {
             filled: Notify::new(),
             stalled: AtomicBool::new(false),
             patience_ms: AtomicU64::new(0),
+            trouble: Mutex::default(),
             batches: watch::Sender::default(),
             meters: StoreMeters::default(),
         }
@@ -203,6 +206,16 @@ impl Sink {
         if !self.stalled.swap(stalled, Ordering::SeqCst) && stalled {
             self.meters.stalled();
         }
+    }
+
+    /// Why the store does not write; `None`: it does.
+    pub(super) fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// Why the store does not write, in the words of the last try.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What waits now.

@@ -91,6 +91,7 @@ impl Writer {
                 Ok(committed) => {
                     self.sink.set_stalled(false);
                     self.failed = None;
+                    self.sink.set_trouble(None);
                     if std::mem::take(&mut self.away) {
                         info!("the store is back");
                     }
@@ -148,7 +149,8 @@ impl Writer {
         let now = clock::now().monotonic;
         match &written {
             Ok(_) => self.sink.meters.committed(now.saturating_sub(began)),
-            Err(_) => {
+            Err(error) => {
+                self.sink.set_trouble(Some(error.to_string()));
                 self.sink.meters.failed();
                 self.failed = Some(now);
             }

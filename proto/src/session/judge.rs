@@ -1,6 +1,6 @@
 //! A frame's way through the checks, each of which consumes what the one before made.
 
-use super::{Accepted, Output, Publish, Session};
+use super::{Accepted, Output, Publish, Session, Skew};
 use crate::GATEWAY;
 use crate::close::Close;
 use crate::downlink::Reject;
@@ -63,7 +63,7 @@ impl Session {
     }
 
     /// JSON, parties, session, time, sequence.
-    fn freshen<'a>(&self, verified: &'a Verified, now: Moment) -> Result<Fresh<'a>, No> {
+    fn freshen<'a>(&mut self, verified: &'a Verified, now: Moment) -> Result<Fresh<'a>, No> {
         let text = verified.text().map_err(|why| No::new(None, Refusal::BadMessage, why))?;
         let mut members = Members::default();
         members.read(text).map_err(|why| No::new(members.seq(), Refusal::BadMessage, why))?;
@@ -90,6 +90,8 @@ impl Session {
         let Some(iat) = members.iat.and_then(|raw| NumericDate::parse(raw.get())) else {
             return no(Refusal::BadMessage, "'iat' is missing or not a NumericDate".to_owned());
         };
+        let way = now.monotonic.saturating_sub(self.opened);
+        self.skew = Some(Skew::seen(self.skew, iat, now.wall, way));
         let off = iat.distance(now.wall);
         if off > self.grant.limits.max_skew {
             let side = if iat < now.wall { "behind" } else { "ahead of" };

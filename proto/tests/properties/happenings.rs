@@ -136,12 +136,18 @@ impl Play {
         if choices.below(8) == 1 {
             grant.certificate_expires = soon;
         }
+        match choices.below(8) {
+            0 => grant.schemas = None,
+            1 => grant.schemas = Some(form()),
+            _ => {}
+        }
         self.session.update(grant.clone(), self.now);
         if self.session.closing().is_some() {
             self.look();
             return "update that ends it";
         }
         self.model.keys = keys.iter().map(|(version, end)| (*version, bytes(*version), *end)).collect();
+        self.model.formed = grant.schemas.is_some();
         self.model.publish_below = if denied { &[] } else { ITS_OWN };
         self.grant = grant;
         self.look();

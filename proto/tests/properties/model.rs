@@ -21,14 +21,55 @@ pub(crate) struct Model {
     pub(crate) max_skew: Duration,
     /// Versions, their bytes, and when they end.
     pub(crate) keys: Vec<(u32, [u8; 32], Option<NumericDate>)>,
-    pub(crate) rate: Rate,
-    /// What the bucket is filled with, and when.
-    pub(crate) level: (Duration, Duration),
+    pub(crate) messages: Leaky,
+    pub(crate) bytes: Leaky,
+    /// Why the last frame was refused, where its verdict has several reasons.
+    pub(crate) why: Option<&'static str>,
     pub(crate) last: u64,
     /// Its session can do nothing but renew.
     pub(crate) late: bool,
     /// Channels below these, and no others.
     pub(crate) publish_below: &'static [&'static str],
+    /// What is published has a form: see [`fits_form`].
+    pub(crate) formed: bool,
+}
+
+/// A leaky bucket: what comes fills it, and it runs out at its rate.
+#[derive(Debug, Clone)]
+pub(crate) struct Leaky {
+    rate: Rate,
+    /// How long it takes to run out, as of when.
+    level: Duration,
+    at: Duration,
+}
+
+impl Leaky {
+    pub(crate) fn new(rate: Rate, now: Duration) -> Self {
+        Self { rate, level: Duration::ZERO, at: now }
+    }
+
+    fn time_of(&self, amount: u32) -> Duration {
+        Duration::from_secs(1) * amount / self.rate.per_second
+    }
+
+    fn level(&self, now: Duration) -> Duration {
+        self.level.saturating_sub(now.saturating_sub(self.at))
+    }
+
+    /// What is more than it holds fits into an empty one.
+    fn has_room(&self, amount: u32, now: Duration) -> bool {
+        let burst = self.rate.burst;
+        self.level(now) + self.time_of(amount.min(burst)) <= self.time_of(burst)
+    }
+
+    fn fill(&mut self, amount: u32, now: Duration) {
+        (self.level, self.at) = (self.level(now) + self.time_of(amount), now);
+    }
+}
+
+/// What a fleet of these stories asks of `data`: on `…/t`, no object.
+pub(crate) fn fits_form(channel: &str, data: &str) -> bool {
+    !channel.ends_with("/t") || !matches!(json::read(data), Some(Json { kind: Kind::Object(_), .. }))
 }
 
 /// What a frame must come to, up to the rules that need to know what came before it.
@@ -110,13 +151,14 @@ const MEMBERS: [&str; 6] = ["id", "ch", "data", "at", "status", "csr"];
 impl Model {
     /// The verdict on a frame, and what it uses up.
     pub(crate) fn judge(&mut self, frame: &str, now: Moment) -> Judgement {
+        self.why = None;
         match open(&self.keys, frame, now.wall) {
-            Ok(payload) => self.judge_payload(&payload, now),
+            Ok(payload) => self.judge_payload(&payload, frame.len(), now),
             Err(refusal) => no(refusal, None),
         }
     }
 
-    fn judge_payload(&mut self, payload: &[u8], now: Moment) -> Judgement {
+    fn judge_payload(&mut self, payload: &[u8], length: usize, now: Moment) -> Judgement {
         let unread = Judgement { expected: Expected::Refused(Refusal::BadMessage), reference: None };
         let Some(Json { kind: Kind::Object(members), .. }) =
             std::str::from_utf8(payload).ok().and_then(json::read)
@@ -154,7 +196,7 @@ impl Model {
             return no(Refusal::Replayed, seq);
         }
         self.last = number;
-        if !self.take(now.monotonic) {
+        if !self.take(length, now.monotonic) {
             return no(Refusal::RateLimited, seq);
         }
         let named = |(name, _): &(String, Json<'_>)| CLAIMS.iter().chain(&MEMBERS).any(|known| known == name);
@@ -172,19 +214,29 @@ impl Model {
         if !may {
             return no(Refusal::Forbidden, seq);
         }
+        if let Operation::Publish { channel, data, .. } = &operation
+            && self.formed
+            && !fits_form(channel, data)
+        {
+            self.why = Some("of another form");
+            return no(Refusal::BadMessage, seq);
+        }
         Judgement { expected: Expected::Operation(operation), reference: Some(seq) }
     }
 
-    /// A leaky bucket: each message fills it by a share of a second.
-    fn take(&mut self, now: Duration) -> bool {
-        let share = Duration::from_secs(1) / self.rate.per_second;
-        let (level, at) = self.level;
-        let level = level.saturating_sub(now.saturating_sub(at)) + share;
-        let fits = level <= share * self.rate.burst;
-        if fits {
-            self.level = (level, now);
+    /// A message counts for one and for its bytes; one that is over either rate counts for nothing.
+    fn take(&mut self, length: usize, now: Duration) -> bool {
+        let bytes = u32::try_from(length).expect("shorter than any limit");
+        self.why = match (self.bytes.has_room(bytes, now), self.messages.has_room(1, now)) {
+            (true, true) => None,
+            (false, _) => Some("over its bytes"),
+            (true, false) => Some("over its messages"),
+        };
+        if self.why.is_none() {
+            self.messages.fill(1, now);
+            self.bytes.fill(bytes, now);
         }
-        fits
+        self.why.is_none()
     }
 }
 

@@ -10,7 +10,9 @@ use doorward_proto::close::Close;
 use doorward_proto::downlink::Message;
 use doorward_proto::ids::{KeyVersion, MessageId};
 use doorward_proto::key::{Key, Keyring};
+use doorward_proto::limits::Rate;
 use doorward_proto::link::Link;
+use doorward_proto::schema::Schemas;
 use doorward_proto::session::{Grant, Output, PendingKey, Receipt, Session, Settings};
 use doorward_proto::time::{Moment, NumericDate};
 use doorward_proto::verdict::{Refusal, Verdict};
@@ -18,7 +20,7 @@ use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::choices::Choices;
-use super::model::{Expected, Model, Operation, open};
+use super::model::{Expected, Leaky, Model, Operation, fits_form, open};
 use super::support::{DEVICE, EPOCH, POLICY, Stored, device, grant, key, keyring, payload, policy, settings};
 
 #[path = "frames.rs"]
@@ -89,6 +91,21 @@ pub(crate) fn play(bytes: &[u8]) -> Tally {
     tally
 }
 
+/// The form of [`fits_form`] as a gateway brings one. It is asked last: for no channel that the policy denies.
+#[derive(Debug)]
+struct Form;
+
+fn form() -> Arc<dyn Schemas> {
+    Arc::new(Form)
+}
+
+impl Schemas for Form {
+    fn check(&self, channel: &str, data: &str) -> Result<(), String> {
+        assert!(channel == ITS_OWN[0] || channel.starts_with("devices/press-7/"), "asked for {channel}");
+        if fits_form(channel, data) { Ok(()) } else { Err("it is an object".to_owned()) }
+    }
+}
+
 fn moment(monotonic: Duration, wall: Duration) -> Moment {
     Moment { monotonic, wall: NumericDate::since_epoch(wall) }
 }
@@ -102,6 +119,11 @@ impl Play {
             grant.limits.rate.burst = 5;
             grant.limits.rate.per_second = 2;
         }
+        if kind & 64 == 64 {
+            // Some eight messages at once, and two a second.
+            grant.limits.bytes = Rate { per_second: 1000, burst: 3000 };
+        }
+        grant.schemas = (kind & 128 == 128).then(form);
         if kind & 6 == 6 {
             grant.late = true;
             grant.grace_ends = Some(NumericDate::since_epoch(Duration::from_secs(EPOCH + 900)));
@@ -127,11 +149,13 @@ impl Play {
             max_bytes: grant.limits.max_message_bytes,
             max_skew: grant.limits.max_skew,
             keys: vec![(1, [1; 32], None)],
-            rate: grant.limits.rate,
-            level: (Duration::ZERO, now.monotonic),
+            messages: Leaky::new(grant.limits.rate, now.monotonic),
+            bytes: Leaky::new(grant.limits.bytes, now.monotonic),
+            why: None,
             last: 0,
             late: grant.late,
             publish_below: ITS_OWN,
+            formed: grant.schemas.is_some(),
         };
         Self {
             session,
@@ -230,7 +254,8 @@ impl Play {
         }
         match expected {
             Ok(()) => "accepted",
-            Err(refusal) => refusal.as_str(),
+            Err(Refusal::RateLimited) => self.model.why.unwrap_or("renews too often"),
+            Err(refusal) => self.model.why.unwrap_or(refusal.as_str()),
         }
     }
 

@@ -74,7 +74,7 @@ impl Facts {
         let mut checks = vec![self.chain(), self.certificate()];
         // Nothing else is worth mending for one that is revoked for good.
         checks.insert(if revoked { 0 } else { 2 }, self.device());
-        checks.extend([self.key(), self.policy(), self.schemas(), self.limits()]);
+        checks.extend([self.key(), self.device_clock(), self.policy(), self.schemas(), self.limits()]);
         checks.extend(self.gateways(gateway));
         checks.extend([self.session(), self.events(), self.clock()]);
         if revoked {

@@ -101,6 +101,7 @@ fn as_json(facts: &Facts, checks: &[Check], verdict: Verdict) -> Value {
             "since": output::time(presence.since),
             "last_seen": output::time(presence.last_seen),
         })),
+        "skew": facts.skew.as_ref().map(Value::from),
         "events": facts.events.iter().rev().map(event::json_of).collect::<Vec<_>>(),
         "clock": { "database": output::time(facts.insight.now), "ahead_seconds": facts.ahead.as_seconds_f64() },
     })

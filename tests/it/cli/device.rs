@@ -20,7 +20,7 @@ async fn its_whole_life(_: Database, desk: Desk) {
     assert_eq!(shown["certificates"].as_array().unwrap().len(), 1);
     assert_eq!(shown["certificates"][0]["not_after"], added["certificate_expires"]);
     assert_eq!(shown["keys"], json!([{ "version": 1, "state": "active", "grace_until": null }]));
-    assert_eq!(shown["session"], json!(null));
+    assert_eq!((&shown["session"], &shown["quarantine"]), (&json!(null), &json!(null)));
 
     // Each act, and each again: the state that already is.
     for (line, status, again) in [
@@ -153,6 +153,32 @@ async fn a_registry_of_another_version_is_told_apart(database: Database, desk: D
     assert!(!desk.home("devices").exists());
 }
 
+async fn a_quarantine_is_shown_with_its_end(database: Database, desk: Desk) {
+    let id = doorward_proto::ids::DeviceId::new("press-7").unwrap();
+    desk.run("device add press-7").done();
+    let an_hour = Some(std::time::Duration::from_secs(3600));
+    let quarantine = async |lasts| {
+        assert!(database.registry.quarantine(&id, "gateway-1", "too much", lasts).await.unwrap());
+    };
+    quarantine(an_hour).await;
+    let shown = desk.run("device show press-7 --json").json();
+    assert_eq!((&shown["status"], &shown["reason"]), (&json!("suspended"), &json!("too much")));
+    let until = shown["quarantine"]["until"].as_str().unwrap_or_else(|| panic!("{shown:#}")).to_owned();
+    let words = desk.run("device show press-7").done();
+    let line = format!("quarantine   until {until}, then it is resumed by itself");
+    assert!(words.out.lines().any(|shown| shown == line), "{words:#?}");
+    // A person's word counts more, and leaves no end.
+    desk.run("device resume press-7").done();
+    assert_eq!(desk.run("device show press-7 --json").json()["quarantine"], json!(null));
+    quarantine(None).await;
+    assert_eq!(desk.run("device show press-7 --json").json()["quarantine"], json!({ "until": null }));
+    let words = desk.run("device show press-7").done();
+    assert!(words.out.contains("\nquarantine   until it is resumed\n"), "{words:#?}");
+    desk.run("device suspend press-7 --reason repair --no-wait").done();
+    let words = desk.run("device show press-7").done();
+    assert!(words.out.contains("status       suspended"), "{words:#?}");
+}
+
 on_both!(
     its_whole_life,
     what_is_not_there_is_3,
@@ -162,6 +188,7 @@ on_both!(
     a_registry_of_another_version_is_told_apart,
     a_key_is_rotated,
     a_certificate_is_rotated,
+    a_quarantine_is_shown_with_its_end,
 );
 
 #[test]

@@ -27,6 +27,7 @@ on_both_threaded! {
     a_policy_that_allows_nothing_lets_it_connect_alone,
     what_cannot_be_asked_here_is_not_guessed,
     security_events_are_shown,
+    a_clock_that_is_off_is_named_with_what_mends_it,
     a_device_that_may_is_said_to,
     a_gateway_that_has_not_heard_is_not_spoken_for,
 }
@@ -357,6 +358,71 @@ async fn security_events_are_shown(database: Database, desk: Desk) {
     );
     let words = desk.run("explain press-7").out;
     assert!(words.contains("bad\u{FFFD}news"), "{words}");
+}
+
+async fn a_clock_that_is_off_is_named_with_what_mends_it(database: Database, desk: Desk) {
+    let gateway = Running::start(&desk);
+    desk.run("device add press-7").done();
+    until("it has heard of the device", || explained(&desk, "press-7").0 == 0);
+    let (_, value) = explained(&desk, "press-7");
+    assert_eq!((state_of(&value, "device clock"), &value["skew"]), ("ok", &Value::Null), "{value:#}");
+    let ago = |seconds: u32| match database.sql {
+        Sql::Sqlite(_) => format!("strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-{seconds} seconds')"),
+        Sql::Postgres(_) => format!("now() - interval '{seconds} seconds'"),
+    };
+    let event = async |seconds, device: &str, kind: &str, detail: &str| {
+        let insert = format!(
+            "INSERT INTO events (at, gateway, device, kind, peer, detail)
+             VALUES ({}, 'gateway-1', {device}, '{kind}', '192.0.2.7:1', '{}')",
+            ago(seconds),
+            detail.replace('\'', "''")
+        );
+        database.execute(&insert).await.unwrap();
+    };
+    // One that has said nothing yet, and neither has anybody else but that our certificate's dates do not please.
+    event(0, "NULL", "tls_refused", "by_peer: received fatal alert: UnknownCA; subject -").await;
+    assert_eq!(state_of(&explained(&desk, "press-7").1, "device clock"), "ok");
+    for alert in ["BadCertificate", "CertificateUnknown", "CertificateExpired"] {
+        let detail = format!("by_peer: received fatal alert: {alert}; subject -");
+        event(0, "NULL", "tls_refused", &detail).await;
+        let (code, value) = explained(&desk, "press-7");
+        assert_eq!((code, state_of(&value, "device clock")), (0, "note"), "{value:#}");
+        let skew = &value["skew"];
+        assert_eq!(
+            (&skew["refuses_the_gateway"], &skew["alert"]),
+            (&json!(true), &json!(alert)),
+            "{value:#}"
+        );
+    }
+    // What it has said itself counts more; words of another kind say nothing.
+    event(45, "'press-7'", "stale", "a message was refused; session x").await;
+    event(40, "'press-7'", "clock_skew", "the device's clock is 45.000 s behind the gateway's; session x")
+        .await;
+    let (code, value) = explained(&desk, "press-7");
+    assert_eq!((code, state_of(&value, "device clock")), (0, "note"), "{value:#}");
+    event(30, "'press-7'", "stale", "the device's clock is 7200.000 s behind the gateway's; session x").await;
+    event(20, "'press-7'", "stale", "the device's clock is 61.500 s behind the gateway's; session y").await;
+    let (code, check, value) = first(&desk, "press-7");
+    assert_eq!((code, &*check, &value["may_connect"]), (4, "device clock", &json!(false)), "{value:#}");
+    assert!(value["first"]["next"].as_str().unwrap().contains("NTP"), "{value:#}");
+    assert_eq!(
+        (&value["skew"]["last_ms"], &value["skew"]["largest_ms"]),
+        (&json!(-61_500), &json!(-7_200_000))
+    );
+    let words = desk.run("explain press-7").out;
+    for part in ["61.500 s behind the gateway's", "the largest lately: 7200.000 s behind", "up to 60 s off"] {
+        assert!(words.contains(part), "{part}: {words}");
+    }
+    // Let in since: that was then.
+    let credentials = Credentials::load(desk.home("devices/press-7")).unwrap().with_url(&gateway.url());
+    let device = Device::connect(credentials, Options::default()).unwrap();
+    within("an ack", device.publish("devices/press-7/t", &1)).await.unwrap();
+    until("its presence", || !explained(&desk, "press-7").1["session"].is_null());
+    device.close().await;
+    until("its end", || explained(&desk, "press-7").1["session"]["session"].is_null());
+    let (code, value) = explained(&desk, "press-7");
+    assert_eq!((code, state_of(&value, "device clock")), (0, "note"), "{value:#}");
+    drop(gateway);
 }
 
 async fn a_gateway_that_has_not_heard_is_not_spoken_for(database: Database, desk: Desk) {

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use crate::support::command::Desk;
 use crate::support::device::Device;
 use crate::support::house::{House, eventually, log};
+use crate::support::http::get;
 use crate::support::running::Running;
 
 /// Connections that are made and left open, as fast as they can be, from addresses of 127.0.0.0/8, until this is dropped.
@@ -132,20 +133,28 @@ async fn without_descriptors_sessions_go_on_and_who_waits_is_closed() {
     let devices = device_sim::fleet::load(&desk.path("fleet.jsonl")).unwrap();
     let mut plan = Plan::new(devices.clone(), &gateway.url(), Scenario::Steady);
     (plan.rate, plan.duration) = (Some(40.0), Duration::from_secs(4));
-    let address = gateway.address.parse().unwrap();
+    let (address, admin) = (gateway.address.parse().unwrap(), gateway.admin());
     let flooding = async {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let flood = Flood::start(address, |number| [127, 9, 0, u8::try_from(number % 200).unwrap() + 1]);
         flood.has_made(500).await;
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            // Who looks after it finds it, with descriptors of its own.
+            let page = get(admin, "/metrics").await;
+            assert_eq!(page.value("doorward_sessions", ""), 4.0);
+            assert_eq!(get(admin, "/healthz").await.status, 200);
+        }
         flood.end().await;
     };
     let (report, ()) = tokio::join!(device_sim::run(plan), flooding);
     let report = report.unwrap();
     assert!(report.met, "{report}");
     assert_eq!((report.connections.sessions, report.messages.lost), (4, 0), "{report}");
-    // When the flood is over, all is as before.
-    let mut plan = Plan::new(devices, &gateway.url(), Scenario::Steady);
+    // When the flood is over, all is as before, for who was here and for who never was.
+    desk.run("device add --count 2 --prefix new- --out new.jsonl").done();
+    let new = device_sim::fleet::load(&desk.path("new.jsonl")).unwrap();
+    let mut plan = Plan::new([devices, new].concat(), &gateway.url(), Scenario::Steady);
     (plan.rate, plan.duration) = (Some(40.0), Duration::from_secs(1));
     let report = device_sim::run(plan).await.unwrap();
     assert!(report.met, "{report}");

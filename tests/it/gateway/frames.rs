@@ -65,7 +65,15 @@ async fn each_broken_rule_has_its_code() {
     for (bytes, code, rule) in [
         (frame(FIN | 0x20 | TEXT, b"hi"), 1002, "the second reserved bit"),
         (frame(FIN | 0x10 | TEXT, b"hi"), 1002, "the third reserved bit"),
+        (frame(FIN | 0x40 | TEXT, b"hi"), 1002, "the first reserved bit: no compression was agreed on"),
         (frame(FIN | 0x0b, b"hi"), 1002, "a reserved control opcode"),
+        (frame(FIN | 0x03, b"hi"), 1002, "a reserved opcode of data"),
+        (vec![FIN | TEXT, 2, b'h', b'i'], 1002, "a frame without a mask"),
+        (vec![FIN | PING, 0], 1002, "a ping without a mask"),
+        (vec![FIN | CLOSE, 2, 3, 0xe8], 1002, "a close without a mask"),
+        ([frame(TEXT, b"half"), vec![CONTINUE, 1, b'x']].concat(), 1002, "a second fragment without a mask"),
+        (frame(FIN | CONTINUE, b"hi"), 1002, "the end of a message that has not begun"),
+        ([frame(TEXT, b"a"), frame(PING, b"b")].concat(), 1002, "a ping in fragments within a message"),
         (frame(FIN | PING, &[b'x'; 126]), 1002, "a ping longer than 125 bytes"),
         (frame(CLOSE, &[3, 0xe8]), 1002, "a close in fragments"),
         (frame(PONG, b"hi"), 1002, "a pong in fragments"),
@@ -144,6 +152,40 @@ async fn a_flood_of_pongs_ends_the_session() {
 #[tokio::test]
 async fn a_message_in_empty_fragments_without_end_ends_the_session() {
     ends_a_flood("empty fragments", &frame(TEXT, b"x"), &frame(CONTINUE, b"")).await;
+}
+
+#[tokio::test]
+async fn a_message_in_fragments_without_end_is_too_big_before_it_is_too_many() {
+    let (house, mut device) = proven().await;
+    // Far more than a message may have, in pieces that are each within every limit of frames.
+    send(&mut device, &frame(TEXT, &[b'x'; 100])).await;
+    for _ in 0..60 {
+        if !send(&mut device, &frame(CONTINUE, &[b'x'; 100])).await {
+            break;
+        }
+    }
+    assert_eq!(device.until_closed().await.0, Some(1009));
+    assert_eq!(house.gateway.counters().closed_for(Close::TooBig), 1);
+    eventually("the session has left", async || house.gateway.devices() == 0).await;
+}
+
+#[tokio::test]
+async fn a_mask_that_is_not_the_frames_is_a_strike_or_no_text() {
+    let (_house, mut device) = proven().await;
+    // Its mask is of ones, and it was never applied: what comes out is no UTF-8.
+    let text = hello(&mut device);
+    let mut bytes = frame(FIN | TEXT, &text[..100]);
+    bytes[2..6].copy_from_slice(&[0xff; 4]);
+    send(&mut device, &bytes).await;
+    assert_eq!(device.until_closed().await, (Some(1007), vec![]));
+    let (_house, mut device) = proven().await;
+    // One that leaves it ASCII, and no envelope any more.
+    let text = hello(&mut device);
+    let mut bytes = frame(FIN | TEXT, &text[..100]);
+    bytes[2..6].copy_from_slice(&[1; 4]);
+    send(&mut device, &bytes).await;
+    assert_eq!(device.rejected().await.1, "bad_envelope");
+    device.hello().await;
 }
 
 #[tokio::test]

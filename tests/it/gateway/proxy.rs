@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use doorward::config::Config;
+use doorward::config::{Config, Memory};
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 use crate::support::device::{Device, TLS13, secure, tcp_from, tls};
-use crate::support::house::{Credentials, House, eventually, log, seconds, within};
+use crate::support::house::{Credentials, House, eventually, forget_log, log, seconds, within};
 
 /// Of the listed network.
 const PROXY: [u8; 4] = [127, 9, 0, 1];
@@ -120,4 +122,113 @@ async fn limits_are_those_of_the_address_that_a_proxy_names() {
     assert_eq!(door.closed_for("blocked"), 1);
     // Neither its neighbour nor the proxy has done anything.
     come(&house, [203, 0, 113, 8], &credentials).await.unwrap();
+}
+
+/// The header of a connection from an IPv6 address.
+fn header_v6(source: u128) -> Vec<u8> {
+    let rest = [&source.to_be_bytes()[..], &1_u128.to_be_bytes(), &[0x12, 0x34, 0x20, 0xfb]].concat();
+    [SIGNATURE, &[0x21, 0x21, 0, 36], &rest].concat()
+}
+
+/// A number that says nothing of the next one, and comes once.
+fn scattered(number: u64) -> u64 {
+    // Odd, so that it is one to one.
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// This process's memory, in bytes.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+}
+
+/// So many addresses, none of them twice: each is taken in and hangs up.
+async fn flood(house: Arc<House>, numbers: std::ops::Range<u64>) {
+    const AT_ONCE: u64 = 16;
+    let mut tasks = JoinSet::new();
+    for task in 0..AT_ONCE {
+        let (house, numbers) = (Arc::clone(&house), numbers.clone());
+        tasks.spawn(async move {
+            for number in numbers.filter(|number| number % AT_ONCE == task) {
+                if number % 4096 == 0 {
+                    forget_log();
+                }
+                let bytes = match number % 4 {
+                    0 => {
+                        // A class A of its own: 2^24 of them, one to one.
+                        let [.., a, b, c] = (number / 4).wrapping_mul(7_919).to_be_bytes();
+                        header([11, a, b, c], 4711)
+                    }
+                    _ => header_v6((0x2001_u128 << 112) | (u128::from(scattered(number)) << 48)),
+                };
+                let proxy = [127, 9, 0, u8::try_from(number % 250).unwrap() + 1];
+                let mut tcp = tcp_from(&house, proxy).await.unwrap();
+                let hung_up = async {
+                    tcp.write_all(&bytes).await?;
+                    tcp.shutdown().await?;
+                    tcp.read(&mut [0; 1]).await
+                };
+                let _ = within("its end", hung_up).await;
+            }
+        });
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap();
+    }
+}
+
+/// What is remembered of addresses is bounded by the configuration, and a site that is known stays known.
+async fn many_addresses(count: u64) {
+    let house = House::with(|config| {
+        listed(config);
+        (config.addresses.remembered, config.limits.connections) = (4096, 200);
+        config.limits.handshake_timeout = seconds(10);
+    })
+    .await;
+    let config: Config =
+        toml::from_str(&std::fs::read_to_string(house.file("config.toml")).unwrap()).unwrap();
+    let bound = Memory::of(&config);
+    let credentials = house.add_device("press-7").await;
+    let site = [203, 0, 113, 7];
+    let mut first = come(&house, site, &credentials).await.unwrap();
+    let house = Arc::new(house);
+    // A tenth, far more than is remembered: what the process needs for such work it has by then.
+    flood(Arc::clone(&house), 0..count / 10).await;
+    forget_log();
+    let before = resident();
+    let other = house.add_device("press-8").await;
+    let flooding = tokio::spawn(flood(Arc::clone(&house), count / 10..count));
+    let mut sent = 0;
+    while !flooding.is_finished() || sent < 20 {
+        let seq = first.publish(&format!("m{sent}"), json!(sent)).await;
+        first.acked(seq).await;
+        sent += 1;
+        // Within its rate, however long this takes.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        if sent == 10 {
+            come(&house, site, &other).await.unwrap();
+        }
+    }
+    flooding.await.unwrap();
+    come(&house, site, &other).await.unwrap();
+    forget_log();
+    let after = resident();
+    let grown = after.saturating_sub(before);
+    assert!(grown < 8 << 20, "{grown} bytes more than {before} for {count} addresses");
+    assert!(after < bound.of_strangers, "{after} bytes, of {bound:?}");
+    assert_eq!(house.stored().await.len(), sent, "each was acked, and each is there once");
+    let totals = house.gateway.counters().totals();
+    assert_eq!(totals.gone + totals.tls_refused, count, "each was taken in: {totals:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_thousand_addresses_cost_what_is_configured_and_a_known_one_is_served() {
+    many_addresses(100_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "it takes minutes; the one above is the same with fewer"]
+async fn a_million_addresses_cost_what_is_configured_and_a_known_one_is_served() {
+    many_addresses(1_000_000).await;
 }

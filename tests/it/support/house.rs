@@ -86,6 +86,11 @@ pub(crate) fn log() -> String {
     String::from_utf8_lossy(&LOG.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
 }
 
+/// Forgets what was logged so far: where memory is measured, the test's own log is not meant.
+pub(crate) fn forget_log() {
+    drop(std::mem::take(&mut *LOG.lock().unwrap_or_else(PoisonError::into_inner)));
+}
+
 /// A running gateway.
 pub(crate) struct House {
     pub(crate) db: Database,

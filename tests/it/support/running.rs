@@ -51,6 +51,17 @@ impl Running {
         format!("wss://localhost:{port}/v1/device")
     }
 
+    /// Where its operator asks.
+    pub(crate) fn admin(&self) -> std::net::SocketAddr {
+        let line = self.said.lines().find(|line| line.contains("/metrics"));
+        let address = line.and_then(|line| line.split("address=").nth(1)?.split(' ').next()?.parse().ok());
+        address.unwrap_or_else(|| panic!("no admin listener: {}", self.said))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
     /// Its arguments, as everybody on the host may read them.
     pub(crate) fn arguments(&self) -> Vec<u8> {
         let child = self.child.as_ref().unwrap();
