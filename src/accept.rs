@@ -8,6 +8,7 @@ mod prefix;
 mod proxy;
 mod refusals;
 mod table;
+mod threads;
 
 use std::fs::File;
 use std::io;
@@ -49,6 +50,7 @@ pub(crate) use door::Pass;
 
 use counted::Counted;
 use refusals::{failed, late, refuse, refuse_in_tls};
+use threads::Threads;
 
 /// The connection's stream, boxed: what a session keeps of it is a pointer.
 pub(crate) type Stream = Box<TlsStream<Counted>>;
@@ -101,8 +103,26 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Accepts until it is told to stop.
-pub(crate) async fn run(gateway: Arc<Gateway>, listener: TcpListener, room: Room, stop: CancellationToken) {
+/// Accepts, on threads of its own, until it is told to stop. Sessions begin where the gateway was made.
+///
+/// # Errors
+/// Where there can be no threads, or the door's work has failed.
+pub(crate) async fn run(
+    gateway: Arc<Gateway>,
+    listener: TcpListener,
+    room: Room,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let threads = Threads::start()?;
+    let listener = listener.into_std()?;
+    let accepting = threads.spawn(async move {
+        accept(gateway, TcpListener::from_std(listener)?, room, stop).await;
+        io::Result::Ok(())
+    })?;
+    accepting.await?
+}
+
+async fn accept(gateway: Arc<Gateway>, listener: TcpListener, room: Room, stop: CancellationToken) {
     // Descriptors in reserve: when none is left one is given up for a moment to accept and close what waits, so that the
     // backlog does not fill with the dead. Whoever else opens a file in that moment may take it: so there are some more.
     let mut reserve = Vec::new();
@@ -174,6 +194,8 @@ async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, mut pass
         Ok(Outcome::Admitted(admitted)) => {
             pass.arrival.opened();
             pass.trail.phase(Phase::Proof);
+            let inside = gateway.threads.clone();
+            let _inside = inside.enter();
             room(gateway, *admitted, pass);
         }
         // Beyond the deadline, which has been kept: the refusal is this connection's one verdict.
@@ -325,6 +347,10 @@ async fn handshake(
             trail.phase(Phase::Upgrade);
             if let Err(error) = upgrade::accept(&mut stream, &wanted).await {
                 debug!(connection = %id, %peer, %error, "gone during the upgrade");
+                return Outcome::Over;
+            }
+            if let Err(error) = stream.get_mut().0.move_to(&gateway.threads) {
+                warn!(connection = %id, %peer, %error, "closed: its socket cannot be watched");
                 return Outcome::Over;
             }
             let Some(handle) = place.handle.take() else { return Outcome::Over };

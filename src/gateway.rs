@@ -109,6 +109,8 @@ pub struct Gateway {
     pub(crate) name: Arc<str>,
     pub(crate) registry: Arc<dyn Registry>,
     pub(crate) lookups: Arc<Lookups>,
+    /// Where sessions run.
+    pub(crate) threads: tokio::runtime::Handle,
     /// What the registry has said, for when it is away.
     pub(crate) cache: Cache,
     pub(crate) sight: Arc<Sight>,
@@ -188,11 +190,13 @@ impl Gateway {
         let (addresses, sessions) =
             (Addresses::new(&config.addresses), Sessions::new(config.limits.connections));
         places::recall(&home, &addresses, &sessions, clock::now());
+        let threads = tokio::runtime::Handle::current();
         let sink = Arc::new(Sink::new(config.limits.store_queue));
         sink.set_patience(live.patience());
         Ok(Arc::new(Self {
             name: Arc::clone(&live.settings.gateway),
-            lookups: Arc::new(Lookups::new(Arc::clone(&registry))),
+            lookups: Arc::new(Lookups::new(Arc::clone(&registry), threads.clone())),
+            threads,
             cache,
             sight: Arc::new(Sight::new(config.registry.max_staleness.0)),
             registry,

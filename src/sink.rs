@@ -16,7 +16,7 @@ use crate::registry::{Claim, NewEvent, NewMessage};
 use crate::route::Routes;
 use crate::traces::MessageTrace;
 
-pub(crate) use queue::{MAX_BYTES, NoRoom, Sink};
+pub(crate) use queue::{MAX_BYTES, NoRoom, Sink, Size};
 pub(crate) use writer::{Writer, run};
 
 /// Proof that a message outlives a crash: made where a commit has returned, and nowhere else.

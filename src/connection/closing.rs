@@ -16,6 +16,8 @@ use super::frames::{TooManyFrames, Watched};
 /// Bytes that are still read of a peer that goes on sending after the close: what an honest one may have on its way. To read
 /// on would be work for nothing, as much of it as it likes.
 const MAX_UNREAD: u64 = 512 << 10;
+/// Of frames of a few bytes this is many.
+const MAX_UNREAD_OF_A_FLOOD: u64 = 64 << 10;
 
 /// How a connection came to its end.
 pub(super) enum Ended {
@@ -60,7 +62,8 @@ pub(super) fn frame(ended: &Ended, close: Close) -> CloseFrame {
 
 /// The closing handshake (RFC 6455 §7.1.2), bounded: a peer that does not answer, or does not stop, is cut.
 pub(super) async fn closing_handshake(mut ws: WebSocketStream<Watched>, frame: Option<CloseFrame>) {
-    let enough = ws.get_ref().received() + MAX_UNREAD;
+    let more = if ws.get_ref().is_flooded() { MAX_UNREAD_OF_A_FLOOD } else { MAX_UNREAD };
+    let enough = ws.get_ref().received() + more;
     let handshake = async {
         if let Some(frame) = frame {
             ws.close(Some(frame)).await?;

@@ -40,6 +40,11 @@ impl Watched {
         self.frames.allow(rate, now);
     }
 
+    /// Whether more of them came than may.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.frames.told
+    }
+
     /// Bytes read so far, those of TLS among them.
     pub(super) fn received(&self) -> u64 {
         self.stream.get_ref().0.received()

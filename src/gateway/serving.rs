@@ -63,6 +63,7 @@ pub(crate) async fn serve_into(
         routes: Arc::clone(&gateway.routes),
         look_at_feed: Arc::clone(&gateway.look_at_feed),
         sight: Arc::clone(&gateway.sight),
+        size: sink::Size::default(),
         failed: None,
         away: false,
     };
@@ -80,7 +81,10 @@ pub(crate) async fn serve_into(
     parts.spawn(ends(watch::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(own::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(events::run(Arc::clone(&gateway), stop.clone())));
-    parts.spawn(ends(accept::run(Arc::clone(&gateway), listener, room, stop.clone())));
+    let accepting = accept::run(Arc::clone(&gateway), listener, room, stop.clone());
+    parts.spawn(async {
+        accepting.await.map_err(|error| RegistryError::Internal(format!("nobody can be let in: {error}")))
+    });
     let lists = gateway.lists.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(listener) = lists {
         parts.spawn(ends(crl_server::run(Arc::clone(&gateway), listener, stop.clone())));

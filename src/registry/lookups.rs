@@ -27,6 +27,8 @@ type Asked = (Fingerprint, oneshot::Sender<Result<Option<Record>>>);
 /// The way to the registry for those at the door.
 pub(crate) struct Lookups {
     registry: Arc<dyn Registry>,
+    /// Where queries are made, wherever the answer is wanted: a connection to the registry belongs to the threads that opened it.
+    threads: tokio::runtime::Handle,
     state: Mutex<State>,
 }
 
@@ -41,8 +43,8 @@ struct State {
 }
 
 impl Lookups {
-    pub(crate) fn new(registry: Arc<dyn Registry>) -> Self {
-        Self { registry, state: Mutex::default() }
+    pub(crate) fn new(registry: Arc<dyn Registry>, threads: tokio::runtime::Handle) -> Self {
+        Self { registry, threads, state: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -65,7 +67,7 @@ impl Lookups {
             state.waiting.push_back((*certificate, answer));
             if state.queries < QUERIES {
                 state.queries += 1;
-                tokio::spawn(Arc::clone(self).work());
+                self.threads.spawn(Arc::clone(self).work());
             }
         }
         match tokio::time::timeout(QUERY_DEADLINE, answered).await {

@@ -17,8 +17,13 @@ use crate::metrics::store::StoreMeters;
 const MAX_EVENTS: usize = 1024;
 /// Bytes of the publishes that wait: `limits.store_queue` counts them, and they may be large.
 pub(crate) const MAX_BYTES: usize = 64 << 20;
-/// Bytes of one transaction, and one message more: whoever comes while it is synced waits for it.
-const MAX_BATCH_BYTES: usize = 1 << 20;
+/// Of one transaction.
+const MAX_BATCH: usize = 1024;
+const MIN_BATCH: usize = 128;
+/// For each of its messages, so that some may be larger.
+const BYTES_A_MESSAGE: usize = 1024;
+/// A transaction that takes longer is too large: whoever comes meanwhile waits for it and for his own.
+const LONG: Duration = Duration::from_millis(20);
 /// Of one session, where not all have room in a transaction: another's turn comes after so many bytes.
 const TURN: usize = 4 << 10;
 
@@ -241,17 +246,17 @@ impl Sink {
         self.filled.notified().await;
     }
 
-    /// Takes what has gathered, publishes up to `most` of them, in turns by session where that is not all, and lets those in
-    /// who found no room.
+    /// Takes what has gathered, publishes up to a transaction's size, in turns by session where that is not all, and lets those
+    /// in who found no room.
     ///
     /// All claims go with it: a publish behind its session's claim would be taken for an older session's.
-    pub(super) fn take(&self, most: usize) -> Queue {
+    pub(super) fn take(&self, size: Size) -> Queue {
         let mut queue = self.lock();
         let all = std::mem::take(&mut queue.jobs);
-        let (jobs, left) = if all.len() <= most && queue.bytes <= MAX_BATCH_BYTES {
+        let (jobs, left) = if all.len() <= size.messages && queue.bytes <= size.bytes() {
             (all, VecDeque::new())
         } else {
-            in_turns(all, most)
+            in_turns(all, size)
         };
         let left_bytes = queue.bytes - leave(&jobs);
         let mut taken = Queue { jobs, ..std::mem::take(&mut *queue) };
@@ -300,6 +305,33 @@ impl Sink {
     }
 }
 
+/// How large a transaction may be: smaller where they take long, so that one device's burst is not everybody's pause.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    messages: usize,
+}
+
+impl Default for Size {
+    fn default() -> Self {
+        Self { messages: MAX_BATCH }
+    }
+}
+
+impl Size {
+    /// One was committed, and took so long.
+    pub(super) fn after(&mut self, took: Duration) {
+        if took > LONG {
+            self.messages = (self.messages / 2).max(MIN_BATCH);
+        } else if took < LONG / 2 {
+            self.messages = (self.messages * 2).min(MAX_BATCH);
+        }
+    }
+
+    fn bytes(self) -> usize {
+        self.messages * BYTES_A_MESSAGE
+    }
+}
+
 /// These wait no more; how many bytes they have.
 fn leave(jobs: &VecDeque<Job>) -> usize {
     jobs.iter()
@@ -311,9 +343,9 @@ fn leave(jobs: &VecDeque<Job>) -> usize {
 }
 
 /// The next transaction's publishes, and those that wait on, both in the order in which they came.
-fn in_turns(jobs: VecDeque<Job>, most: usize) -> (VecDeque<Job>, VecDeque<Job>) {
-    let mut next = choose(jobs.iter().map(|job| (Arc::as_ptr(&job.session), job.bytes())), most).into_iter();
-    let (mut taken, mut left) = (VecDeque::with_capacity(most), VecDeque::with_capacity(jobs.len()));
+fn in_turns(jobs: VecDeque<Job>, size: Size) -> (VecDeque<Job>, VecDeque<Job>) {
+    let mut next = choose(jobs.iter().map(|job| (Arc::as_ptr(&job.session), job.bytes())), size).into_iter();
+    let (mut taken, mut left) = (VecDeque::with_capacity(size.messages), VecDeque::with_capacity(jobs.len()));
     for job in jobs {
         if next.next().unwrap_or(false) { taken.push_back(job) } else { left.push_back(job) }
     }
@@ -322,7 +354,7 @@ fn in_turns(jobs: VecDeque<Job>, most: usize) -> (VecDeque<Job>, VecDeque<Job>) 
 
 /// Which of these go first: each session's first few bytes, then each one's next, until a transaction is full. Of one session
 /// none overtakes another.
-fn choose<S: Copy + Eq + std::hash::Hash>(jobs: impl Iterator<Item = (S, usize)>, most: usize) -> Vec<bool> {
+fn choose<S: Copy + Eq + std::hash::Hash>(jobs: impl Iterator<Item = (S, usize)>, size: Size) -> Vec<bool> {
     let mut before: HashMap<S, usize> = HashMap::new();
     let mut order: Vec<(usize, usize, usize)> = jobs
         .enumerate()
@@ -336,9 +368,9 @@ fn choose<S: Copy + Eq + std::hash::Hash>(jobs: impl Iterator<Item = (S, usize)>
     order.sort_unstable();
     let mut chosen = vec![false; order.len()];
     let mut all = 0;
-    for (_, place, bytes) in order.into_iter().take(most) {
+    for (_, place, bytes) in order.into_iter().take(size.messages) {
         all += bytes;
-        if all > MAX_BATCH_BYTES && all > bytes {
+        if all > size.bytes() && all > bytes {
             break;
         }
         if let Some(place) = chosen.get_mut(place) {
@@ -357,7 +389,7 @@ mod tests {
         // Four that fill the queue with large messages, and behind them all a hundred with a small one each.
         let large = (0..1000).map(|n| (n % 4, 16 << 10));
         let small = (0..100).map(|n| (10 + n, 500));
-        let chosen = choose(large.chain(small), 1024);
+        let chosen = choose(large.chain(small), Size::default());
         assert!(chosen[1000..].iter().all(|chosen| *chosen), "every small one is in the next transaction");
         let large: Vec<usize> = (0..1000).filter(|n| chosen[*n]).collect();
         assert!(large.len() > 50, "and what room is left is used: {}", large.len());
@@ -371,8 +403,20 @@ mod tests {
 
     #[test]
     fn a_transaction_has_an_end_and_always_something() {
-        assert_eq!(choose([(1, MAX_BATCH_BYTES * 2), (2, 1)].into_iter(), 10), [true, false]);
-        assert_eq!(choose((0..5).map(|n| (n, 1)), 3), [true, true, true, false, false]);
-        assert!(choose(std::iter::empty::<(u8, usize)>(), 3).is_empty());
+        let three = Size { messages: 3 };
+        assert_eq!(choose([(1, 2 * three.bytes()), (2, 1)].into_iter(), three), [true, false]);
+        assert_eq!(choose((0..5).map(|n| (n, 1)), three), [true, true, true, false, false]);
+        assert!(choose(std::iter::empty::<(u8, usize)>(), three).is_empty());
+    }
+
+    #[test]
+    fn transactions_that_take_long_become_smaller_and_larger_again() {
+        let mut size = Size::default();
+        (0..10).for_each(|_| size.after(2 * LONG));
+        assert_eq!(size.messages, MIN_BATCH);
+        size.after(LONG * 3 / 4);
+        assert_eq!(size.messages, MIN_BATCH);
+        (0..10).for_each(|_| size.after(LONG / 4));
+        assert_eq!(size.messages, MAX_BATCH);
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::queue::Queue;
+use super::queue::{Queue, Size};
 use super::{Handle, Job, Message, Routes, Sink, Stored};
 use crate::clock;
 use crate::gateway::Sight;
@@ -19,8 +19,6 @@ use crate::gateway::mailbox::{Ending, Outcome};
 use crate::registry::{Batch, Claim, Fate, NewMessage, Registry, RegistryError};
 use crate::traces::{Commit, MessageTrace};
 
-/// Publishes of one transaction.
-const MAX_BATCH: usize = 1024;
 /// Messages for subscriptions before those who get them have a turn to send them on: far fewer than a mailbox holds.
 const MAX_DELIVERED: u32 = 64;
 /// A claim that is older has waited for something: an outage, or a gap after which it is made again.
@@ -36,6 +34,8 @@ pub(crate) struct Writer {
     /// Told when a session has lost its place without knowing, and when the store has failed.
     pub(crate) look_at_feed: Arc<Notify>,
     pub(crate) sight: Arc<Sight>,
+    /// Of the next transaction.
+    pub(crate) size: Size,
     /// When the store last failed, on the monotonic clock, if it has not written since.
     pub(crate) failed: Option<Duration>,
     /// Whether it has been said that it does not write: each change is a line in the log.
@@ -70,7 +70,7 @@ pub(crate) async fn run(mut writer: Writer, stop: CancellationToken) {
         }
         // Before anything is taken: what is in the queue at the end of a transaction is judged by the next one.
         writer.sink.begin();
-        let queue = writer.sink.take(MAX_BATCH);
+        let queue = writer.sink.take(writer.size);
         let goes_on = writer.write(queue, &stop).await;
         writer.sink.end();
         if !goes_on {
@@ -148,7 +148,11 @@ impl Writer {
         };
         let now = clock::now().monotonic;
         match &written {
-            Ok(_) => self.sink.meters.committed(now.saturating_sub(began)),
+            Ok(_) => {
+                let took = now.saturating_sub(began);
+                self.size.after(took);
+                self.sink.meters.committed(took);
+            }
             Err(error) => {
                 self.sink.set_trouble(Some(error.to_string()));
                 self.sink.meters.failed();
