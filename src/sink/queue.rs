@@ -19,13 +19,11 @@ const MAX_EVENTS: usize = 1024;
 pub(crate) const MAX_BYTES: usize = 64 << 20;
 /// Of one transaction.
 const MAX_BATCH: usize = 1024;
-const MIN_BATCH: usize = 128;
+const MIN_BATCH: usize = 64;
 /// For each of its messages, so that some may be larger.
 const BYTES_A_MESSAGE: usize = 1024;
 /// A transaction that takes longer is too large: whoever comes meanwhile waits for it and for his own.
-const LONG: Duration = Duration::from_millis(20);
-/// Of one session, where not all have room in a transaction: another's turn comes after so many bytes.
-const TURN: usize = 4 << 10;
+const LONG: Duration = Duration::from_millis(10);
 
 /// The way into the store.
 #[derive(Debug)]
@@ -352,31 +350,33 @@ fn in_turns(jobs: VecDeque<Job>, size: Size) -> (VecDeque<Job>, VecDeque<Job>) {
     (taken, left)
 }
 
-/// Which of these go first: each session's first few bytes, then each one's next, until a transaction is full. Of one session
-/// none overtakes another.
+/// Which of these go first, until a transaction is full: the oldest have a quarter of it, whatever they are; then each
+/// session's first small message, then each one's next. Of one session none overtakes another.
 fn choose<S: Copy + Eq + std::hash::Hash>(jobs: impl Iterator<Item = (S, usize)>, size: Size) -> Vec<bool> {
-    let mut before: HashMap<S, usize> = HashMap::new();
-    let mut order: Vec<(usize, usize, usize)> = jobs
-        .enumerate()
-        .map(|(place, (session, bytes))| {
-            let before = before.entry(session).or_default();
-            let turn = *before / TURN;
-            *before += bytes;
-            (turn, place, bytes)
-        })
-        .collect();
-    order.sort_unstable();
-    let mut chosen = vec![false; order.len()];
-    let mut all = 0;
-    for (_, place, bytes) in order.into_iter().take(size.messages) {
-        all += bytes;
-        if all > size.bytes() && all > bytes {
-            break;
-        }
-        if let Some(place) = chosen.get_mut(place) {
-            *place = true;
-        }
+    let mut costs: HashMap<S, usize> = HashMap::new();
+    // By what its session has asked for up to its end: a long message counts as several.
+    let mut order: Vec<(usize, usize, usize)> = Vec::new();
+    for (place, (session, bytes)) in jobs.enumerate() {
+        let cost = costs.entry(session).or_default();
+        *cost += 1 + bytes / BYTES_A_MESSAGE;
+        order.push((*cost, place, bytes));
     }
+    let mut chosen = vec![false; order.len()];
+    let (mut messages, mut all) = (0, 0);
+    let mut choose = |place: usize, bytes: usize, part: usize| {
+        let fits = messages < size.messages / part && all + bytes <= size.bytes() / part || messages == 0;
+        if fits {
+            (messages, all) = (messages + 1, all + bytes);
+            if let Some(place) = chosen.get_mut(place) {
+                *place = true;
+            }
+        }
+        fits
+    };
+    let oldest = order.iter().take_while(|(_, place, bytes)| choose(*place, *bytes, 4)).count();
+    let mut others = order.split_off(oldest);
+    others.sort_unstable();
+    let _ = others.into_iter().take_while(|(_, place, bytes)| choose(*place, *bytes, 1)).count();
     chosen
 }
 
@@ -399,6 +399,17 @@ mod tests {
             let last = large.iter().filter(of(true)).max().copied().unwrap();
             assert!((0..last).filter(|n| n % 4 == session).all(|n| chosen[n]), "{session}");
         }
+    }
+
+    #[test]
+    fn the_first_of_each_goes_before_the_next_of_any_and_the_oldest_go_anyway() {
+        let size = Size { messages: MIN_BATCH };
+        // As many as may wait of each of 64, long ones in front, and one of somebody else.
+        let long = (0..64).map(|n| (n, 16 << 10));
+        let many = (0..64 * 128).map(|n| (n % 64, 500));
+        let chosen = choose(long.chain(many).chain([(64, 500)]), size);
+        assert!(chosen[64 + 64 * 128]);
+        assert!(chosen[0] && !chosen[8], "a quarter of its bytes is for the oldest");
     }
 
     #[test]
