@@ -150,7 +150,8 @@ pub fn downlink(data: &[u8]) -> Outcome {
         let Some(Json { kind: Kind::Object(members), .. }) = json::read(text) else {
             // In an operation that a device does not know there may stand what no text can hold, half a surrogate pair (RFC 8259
             // §8.2): it is passed over with the rest of it.
-            assert!(text.contains("\\u") && events.is_empty(), "not an object: {text}");
+            let nothing_came = events.len() <= usize::from(in_session);
+            assert!(text.contains("\\u") && nothing_came, "not an object: {text}");
             assert!(link.receive(&frame, at(1.0)).is_err(), "the same once more");
             return Outcome::of((in_session, "passed over", 0));
         };
