@@ -9,6 +9,7 @@ mod proxy;
 mod refusals;
 mod table;
 mod threads;
+mod times;
 
 use std::fs::File;
 use std::io;
@@ -25,14 +26,12 @@ use doorward_proto::time::NumericDate;
 use rustls::pki_types::CertificateDer;
 use rustls::server::Acceptor;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, warn};
 
-use crate::config::LimitsSection;
 use crate::fold::{Kind, Sample};
 use crate::gateway::sessions::Handle;
 use crate::gateway::{Gateway, Source};
@@ -51,6 +50,7 @@ pub(crate) use door::Pass;
 use counted::Counted;
 use refusals::{failed, late, refuse, refuse_in_tls};
 use threads::Threads;
+use times::Times;
 
 /// The connection's stream, boxed: what a session keeps of it is a pointer.
 pub(crate) type Stream = Box<TlsStream<Counted>>;
@@ -225,40 +225,6 @@ async fn admit(gateway: Arc<Gateway>, tcp: TcpStream, peer: SocketAddr, mut pass
             late(&gateway, peer, &id, NOT_IN_TIME);
             pass.trail.failed("timeout", NOT_IN_TIME);
         }
-    }
-}
-
-/// By when a handshake has to have come so far.
-struct Times {
-    hello: Instant,
-    request: Duration,
-    /// Who has had so long from its turn on, and is not through TLS, is late by itself…
-    tls: Duration,
-    /// …and so for its request.
-    its_request: Duration,
-    end: Instant,
-}
-
-impl Times {
-    fn new(limits: &LimitsSection) -> Self {
-        let now = clock::now().monotonic;
-        let end = clock::instant(now + limits.handshake_timeout.0);
-        let hello = clock::instant(now + limits.hello_timeout.0).min(end);
-        let most = limits.handshake_timeout.0 / 2;
-        let (tls, request) = (limits.hello_timeout.0.min(most), limits.request_timeout.0);
-        Self { hello, tls, request, its_request: request.min(most), end }
-    }
-
-    /// What a peer was late with that was waited for since then. Where the gateway had kept it waiting for its turn until the
-    /// deadline was near, the peer has not had its time, and it is no failure of its.
-    fn late(what: &'static str, since: Instant, its_time: Duration) -> Outcome {
-        let now = clock::instant(clock::now().monotonic);
-        Outcome::Late { what, by_the_peer: now.saturating_duration_since(since) >= its_time }
-    }
-
-    /// Of a request that may come from now on.
-    fn of_request(&self) -> Instant {
-        clock::instant(clock::now().monotonic + self.request).min(self.end)
     }
 }
 

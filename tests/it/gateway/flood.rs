@@ -137,7 +137,8 @@ async fn without_descriptors_sessions_go_on_and_who_waits_is_closed() {
     (plan.rate, plan.duration) = (Some(40.0), Duration::from_secs(4));
     let (address, admin) = (gateway.address.parse().unwrap(), gateway.admin());
     let flooding = async {
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        let up = async || get(admin, "/metrics").await.value("doorward_sessions", "") == 4.0;
+        eventually("four sessions", up).await;
         let flood = Flood::start(address, |number| [127, 9, 0, u8::try_from(number % 200).unwrap() + 1]);
         flood.has_made(500).await;
         for _ in 0..20 {
