@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, warn};
 
+use crate::bucket::{Bucket, Rate, nanos};
 use crate::fold::{Kind, Sample};
 use crate::gateway::sessions::Handle;
 use crate::gateway::{Gateway, Source};
@@ -57,6 +58,8 @@ pub(crate) type Stream = Box<TlsStream<Counted>>;
 
 /// Between tries of `accept` when it fails for want of a descriptor or of memory.
 const BACK_OFF: Duration = Duration::from_millis(50);
+/// How often that is said.
+const COMPLAINTS: Rate = Rate::every(10, 1);
 /// Descriptors that are kept for that.
 const RESERVE: usize = 8;
 /// How many are closed then before the next try: as many as a backlog holds, and a bound.
@@ -127,7 +130,7 @@ async fn accept(gateway: Arc<Gateway>, listener: TcpListener, room: Room, stop: 
     // backlog does not fill with the dead. Whoever else opens a file in that moment may take it: so there are some more.
     let mut reserve = Vec::new();
     keep_in_reserve(&mut reserve);
-    let mut complained = None;
+    let mut complaints = Bucket::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -145,9 +148,7 @@ async fn accept(gateway: Arc<Gateway>, listener: TcpListener, room: Room, stop: 
             // The peer was gone before it was accepted: nothing of ours.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                let now = clock::now().monotonic;
-                if complained.is_none_or(|last| now - last > Duration::from_secs(10)) {
-                    complained = Some(now);
+                if complaints.try_take(COMPLAINTS, nanos(clock::now().monotonic)) {
                     warn!(%error, "cannot accept; raise the limit of open files (LimitNOFILE, ulimit -n) or lower limits.connections");
                 }
                 drop(reserve.pop());

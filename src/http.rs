@@ -23,6 +23,9 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::bucket::{Bucket, Rate, nanos};
+use crate::clock;
+
 pub(crate) use reserve::Reserve;
 
 /// Connections at once; one more is closed without a word.
@@ -35,6 +38,8 @@ const HEAD_WITHIN: Duration = Duration::from_secs(10);
 const MAX_HEAD: usize = 8 << 10;
 /// Between tries of `accept` when it fails.
 const BACK_OFF: Duration = Duration::from_millis(200);
+/// How often that is said.
+const COMPLAINTS: Rate = Rate::every(10, 1);
 
 pub(crate) type Answer = Response<Full<Bytes>>;
 
@@ -55,7 +60,7 @@ where
 {
     let (answer, room) = (Arc::new(answer), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
     let reserve = Arc::new(reserve);
-    let mut complained = false;
+    let mut complaints = Bucket::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -73,7 +78,6 @@ where
         };
         match accepted {
             Ok((tcp, peer)) => {
-                complained = false;
                 let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
                     debug!(%peer, "closed: as many HTTP connections as there may be");
                     continue;
@@ -92,7 +96,7 @@ where
             }
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                if !std::mem::replace(&mut complained, true) {
+                if complaints.try_take(COMPLAINTS, nanos(clock::now().monotonic)) {
                     warn!(%error, "cannot accept HTTP connections");
                 }
                 reserve.fill();

@@ -116,7 +116,7 @@ fn main() -> ExitCode {
         Options { attack: Some(devices), url: Some(url), number: Some(number), .. } => {
             be_the_attackers(devices, url, *number, options.seconds)
         }
-        options => start(options),
+        options => Cores::drive(async |cores| run(options, cores).await),
     })
 }
 
@@ -139,14 +139,6 @@ fn be_the_attackers(devices: &Path, url: &str, number: usize, seconds: u64) -> R
     let report = runtime.block_on(flood::run(flood))?;
     serde_json::to_writer(std::io::stdout(), &report)?;
     Ok(())
-}
-
-fn start(options: &Options) -> Result<()> {
-    let cores = Cores::find();
-    cores.take_the_drivers()?;
-    // One thread: the driver has one core.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run(options, cores))
 }
 
 async fn run(options: &Options, cores: Cores) -> Result<()> {

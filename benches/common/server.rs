@@ -26,20 +26,28 @@ pub(crate) enum Cores {
 }
 
 impl Cores {
-    pub(crate) fn find() -> Self {
+    fn find() -> Self {
         let two = std::thread::available_parallelism().is_ok_and(|cores| cores.get() >= 2);
         let taskset = Command::new("taskset").arg("--version").output().is_ok();
         if two && taskset { Self::Apart } else { Self::Shared }
     }
 
     /// Puts this process on the driver's core; for a process that has one thread yet.
-    pub(crate) fn take_the_drivers(self) -> Result<()> {
+    fn take_the_drivers(self) -> Result<()> {
         if self == Self::Apart {
             let this = std::process::id().to_string();
             let output = Command::new("taskset").args(["-pc", "1", &this]).output()?;
             ensure!(output.status.success(), "taskset: {}", String::from_utf8_lossy(&output.stderr));
         }
         Ok(())
+    }
+
+    /// Runs the driver on its core, on the one thread that it has there.
+    pub(crate) fn drive(run: impl AsyncFnOnce(Self) -> Result<()>) -> Result<()> {
+        let cores = Self::find();
+        cores.take_the_drivers()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(run(cores))
     }
 
     /// A load beside what is measured: on the driver's core, and in its way as little as can be.

@@ -59,15 +59,7 @@ fn main() -> ExitCode {
     }
     let options = Options::parse();
     let _ = rlimit::increase_nofile_limit(20_000);
-    end(start(&options))
-}
-
-fn start(options: &Options) -> Result<()> {
-    let cores = Cores::find();
-    cores.take_the_drivers()?;
-    // One thread: the driver has one core.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run(options, cores))
+    end(Cores::drive(async |cores| run(&options, cores).await))
 }
 
 async fn run(options: &Options, cores: Cores) -> Result<()> {

@@ -75,13 +75,9 @@ fn main() -> ExitCode {
 }
 
 fn start(options: &Options) -> Result<()> {
-    let cores = Cores::find();
-    cores.take_the_drivers()?;
     // Both servers' connections, those of the handshakes, and some of our own.
     let _ = rlimit::increase_nofile_limit(u64::from(options.connections) * 2 + 512);
-    // One thread: the driver has one core.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    Cores::drive(async |cores| {
         // Whichever ends it, the servers are dropped with `run`, and so are killed.
         tokio::select! {
             ended = tokio::time::timeout(DEADLINE, run(options, cores)) => match ended {

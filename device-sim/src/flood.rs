@@ -159,7 +159,7 @@ pub async fn run(flood: Flood) -> Result<FloodReport, Failure> {
     preflight::files(flood.at_once.into())?;
     let context = engine::prepare(&plan, &cast).await?;
     if context.members.is_empty() {
-        return Err(Failure::TooFew { scenario: Scenario::Steady, needed: 1, given: 0 });
+        return Err(Failure::TooFew { what: flood.kind.to_string(), needed: 1, given: 0 });
     }
     let crowd = Arc::new(Crowd {
         context,

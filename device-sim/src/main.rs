@@ -210,6 +210,15 @@ fn until_interrupted(cancel: CancellationToken) {
     });
 }
 
+/// Prints a report, and returns it as JSON.
+fn show<R: serde::Serialize + std::fmt::Display>(report: &R, as_json: bool) -> anyhow::Result<String> {
+    let json = serde_json::to_string_pretty(report).context("the report is not JSON")?;
+    let mut out = std::io::stdout().lock();
+    // A reader that went away has seen what it wanted.
+    let _ = if as_json { writeln!(out, "{json}") } else { writeln!(out, "{report}") };
+    Ok(json)
+}
+
 fn flood(options: FloodOptions) -> anyhow::Result<()> {
     let (devices, url) = load(&options.devices, options.url)?;
     let runtime = tokio::runtime::Runtime::new().context("the runtime cannot start")?;
@@ -228,10 +237,7 @@ fn flood(options: FloodOptions) -> anyhow::Result<()> {
         until_interrupted(cancel);
         flood::run(flood).await
     })?;
-    let json = serde_json::to_string_pretty(&report).context("the report is not JSON")?;
-    let mut out = std::io::stdout().lock();
-    // A reader that went away has seen what it wanted.
-    let _ = if options.json { writeln!(out, "{json}") } else { writeln!(out, "{report}") };
+    show(&report, options.json)?;
     Ok(())
 }
 
@@ -262,10 +268,7 @@ fn run(options: RunOptions) -> anyhow::Result<Report> {
         until_interrupted(cancel);
         device_sim::run(plan).await
     })?;
-    let json = serde_json::to_string_pretty(&report).context("the report is not JSON")?;
-    let mut out = std::io::stdout().lock();
-    // A reader that went away has seen what it wanted.
-    let _ = if options.json { writeln!(out, "{json}") } else { writeln!(out, "{report}") };
+    let json = show(&report, options.json)?;
     if let Some((path, mut file)) = file {
         let written = file.write_all(format!("{json}\n").as_bytes());
         written.with_context(|| format!("{}: the report cannot be written", path.display()))?;

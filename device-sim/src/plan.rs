@@ -110,10 +110,10 @@ impl fmt::Debug for Plan {
 #[non_exhaustive]
 pub enum Failure {
     /// Too few devices.
-    #[error("{scenario} needs at least {needed} devices, and there are {given}; provision more")]
+    #[error("{what} needs at least {needed} devices, and there are {given}; provision more")]
     TooFew {
         /// For what.
-        scenario: Scenario,
+        what: String,
         /// How many it takes.
         needed: usize,
         /// How many there are.

@@ -107,7 +107,7 @@ pub(crate) fn cast(plan: &Plan) -> Result<Cast, Failure> {
         _ => 1,
     };
     if given < needed {
-        return Err(Failure::TooFew { scenario: plan.scenario, needed, given });
+        return Err(Failure::TooFew { what: plan.scenario.to_string(), needed, given });
     }
     let quarter = (given / 4).clamp(1, MOST_HOSTILE);
     let (hostile, jumping) = match plan.scenario {

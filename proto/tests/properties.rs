@@ -66,8 +66,7 @@ fn every_verdict_is_the_models_and_both_ends_agree_on_it() {
         })
         .unwrap();
     let sum = sum.into_inner();
-    // The rarest come some ten times in so many stories: none at all is no chance.
     for what in EVENTFUL {
-        assert!(sum.get(what).is_some_and(|times| *times > 0), "no {what}: {sum:?}");
+        assert!(sum.get(what).is_some_and(|times| *times >= 10), "too few {what}: {sum:?}");
     }
 }

@@ -140,6 +140,9 @@ impl OpenFile {
             SqlitePoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(QUERY_DEADLINE)
+                // A file does not hang up, and a connection that is closed may find no descriptor when it is wanted again.
+                .idle_timeout(None)
+                .max_lifetime(None)
                 .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
         };
         Self {
@@ -148,6 +151,19 @@ impl OpenFile {
             readers: pool(READERS).connect_lazy_with(read_only.clone()),
             watch: feed::Watch::new(read_only),
         }
+    }
+
+    /// Opens all that a gateway needs of it, its log (`-wal`, `-shm`) with it: they stay open, and so a process that has run out
+    /// of descriptors still has its registry.
+    async fn open_all(&self) -> Result<(), sqlx::Error> {
+        // Held together, else one connection would answer every time.
+        let mut readers = Vec::new();
+        for _ in 0..READERS {
+            let mut reader = self.readers.acquire().await?;
+            sqlx::query("SELECT count(*) FROM sqlite_schema").execute(&mut *reader).await?;
+            readers.push(reader);
+        }
+        self.watch.open().await
     }
 }
 
@@ -237,6 +253,8 @@ impl Registry for Sqlite {
     }
 
     async fn enrol(&self, gateway: &Enrolment) -> Result<()> {
+        let file = self.current()?;
+        within(QUERY_DEADLINE, async { file.open_all().await.map_err(error::read) }).await?;
         let phase = Phase::default();
         phase.within(QUERY_DEADLINE, gateways::enrol(self, &phase, gateway)).await
     }

@@ -328,6 +328,24 @@ impl Size {
     fn bytes(self) -> usize {
         self.messages * BYTES_A_MESSAGE
     }
+
+    fn quarter(self) -> Self {
+        Self { messages: (self.messages / 4).max(1) }
+    }
+
+    fn less(self, part: Self) -> Self {
+        Self { messages: self.messages - part.messages }
+    }
+
+    /// How many of these, one after the other, have room.
+    fn fits(self, lengths: impl Iterator<Item = usize>) -> usize {
+        let mut bytes = 0;
+        let has_room = |length: &usize| {
+            bytes += length;
+            bytes <= self.bytes()
+        };
+        lengths.take(self.messages).take_while(has_room).count()
+    }
 }
 
 /// These wait no more; how many bytes they have.
@@ -350,8 +368,9 @@ fn in_turns(jobs: VecDeque<Job>, size: Size) -> (VecDeque<Job>, VecDeque<Job>) {
     (taken, left)
 }
 
-/// Which of these go first, until a transaction is full: the oldest have a quarter of it, whatever they are; then each
-/// session's first small message, then each one's next. Of one session none overtakes another.
+/// Which of these go first, until a transaction is full: a quarter of it is for the oldest, whatever they are, and one of them
+/// goes however long it is; the rest is for each session's first small message, then each one's next. Of one session none
+/// overtakes another.
 fn choose<S: Copy + Eq + std::hash::Hash>(jobs: impl Iterator<Item = (S, usize)>, size: Size) -> Vec<bool> {
     let mut costs: HashMap<S, usize> = HashMap::new();
     // By what its session has asked for up to its end: a long message counts as several.
@@ -362,21 +381,15 @@ fn choose<S: Copy + Eq + std::hash::Hash>(jobs: impl Iterator<Item = (S, usize)>
         order.push((*cost, place, bytes));
     }
     let mut chosen = vec![false; order.len()];
-    let (mut messages, mut all) = (0, 0);
-    let mut choose = |place: usize, bytes: usize, part: usize| {
-        let fits = messages < size.messages / part && all + bytes <= size.bytes() / part || messages == 0;
-        if fits {
-            (messages, all) = (messages + 1, all + bytes);
-            if let Some(place) = chosen.get_mut(place) {
-                *place = true;
-            }
-        }
-        fits
-    };
-    let oldest = order.iter().take_while(|(_, place, bytes)| choose(*place, *bytes, 4)).count();
-    let mut others = order.split_off(oldest);
+    let old = order.len().min(size.quarter().fits(order.iter().map(|(.., bytes)| *bytes)).max(1));
+    let mut others = order.split_off(old);
     others.sort_unstable();
-    let _ = others.into_iter().take_while(|(_, place, bytes)| choose(*place, *bytes, 1)).count();
+    let next = size.less(size.quarter()).fits(others.iter().map(|(.., bytes)| *bytes));
+    for (_, place, _) in order.into_iter().chain(others.into_iter().take(next)) {
+        if let Some(place) = chosen.get_mut(place) {
+            *place = true;
+        }
+    }
     chosen
 }
 
@@ -410,12 +423,18 @@ mod tests {
         let chosen = choose(long.chain(many).chain([(64, 500)]), size);
         assert!(chosen[64 + 64 * 128]);
         assert!(chosen[0] && !chosen[8], "a quarter of its bytes is for the oldest");
+        // And however long that is, nobody else waits for it.
+        let long = (0..8).map(|_| (0, size.bytes()));
+        let chosen = choose(long.chain([(1, 500)]), size);
+        assert_eq!(chosen.iter().filter(|chosen| **chosen).count(), 2);
+        assert!(chosen[0] && chosen[8]);
     }
 
     #[test]
     fn a_transaction_has_an_end_and_always_something() {
         let three = Size { messages: 3 };
-        assert_eq!(choose([(1, 2 * three.bytes()), (2, 1)].into_iter(), three), [true, false]);
+        let long = 2 * three.bytes();
+        assert_eq!(choose([(1, long), (2, long), (3, 1)].into_iter(), three), [true, false, true]);
         assert_eq!(choose((0..5).map(|n| (n, 1)), three), [true, true, true, false, false]);
         assert!(choose(std::iter::empty::<(u8, usize)>(), three).is_empty());
     }

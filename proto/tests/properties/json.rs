@@ -33,11 +33,16 @@ impl Json<'_> {
 /// One value and nothing else but white space around it; `None` where the grammar of RFC 8259 does not hold, or a surrogate
 /// stands alone.
 pub(crate) fn read(text: &str) -> Option<Json<'_>> {
-    let mut reader = Reader { text, at: 0 };
+    read_all(text).filter(|(_, alone)| !alone).map(|(value, _)| value)
+}
+
+/// The same by the grammar alone, and whether a surrogate stands alone somewhere (RFC 8259 §8.2 leaves open what that means).
+pub(crate) fn read_all(text: &str) -> Option<(Json<'_>, bool)> {
+    let mut reader = Reader { text, at: 0, alone: false };
     reader.space();
     let value = reader.value(0)?;
     reader.space();
-    (reader.at == text.len()).then_some(value)
+    (reader.at == text.len()).then_some((value, reader.alone))
 }
 
 /// Nobody nests deeper, and a test's stack has an end.
@@ -46,6 +51,8 @@ const DEEPEST: usize = 2000;
 struct Reader<'a> {
     text: &'a str,
     at: usize,
+    /// There was a surrogate that stands alone.
+    alone: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -199,15 +206,20 @@ impl<'a> Reader<'a> {
 
     fn escaped(&mut self) -> Option<char> {
         let first = self.hex()?;
-        if !(0xD800..0xDC00).contains(&first) {
-            return char::from_u32(first);
+        if let Some(c) = char::from_u32(first) {
+            return Some(c);
         }
-        self.word("\\u")?;
-        let second = self.hex()?;
-        if !(0xDC00..0xE000).contains(&second) {
-            return None;
+        let behind = self.at;
+        if first < 0xDC00 && self.word("\\u").is_some() {
+            let second = self.hex()?;
+            if (0xDC00..0xE000).contains(&second) {
+                return char::from_u32(0x10000 + ((first - 0xD800) << 10) + (second - 0xDC00));
+            }
+            // It stands for itself.
+            self.at = behind;
         }
-        char::from_u32(0x10000 + ((first - 0xD800) << 10) + (second - 0xDC00))
+        self.alone = true;
+        Some(char::REPLACEMENT_CHARACTER)
     }
 }
 
@@ -223,9 +235,20 @@ mod tests {
         for doubtful in ["{\"a\":1,\"\\u0061\":2}", "[\"\\u0000\"]", "1e999", "[-1e999]", "{\"\\u0000\":1}"] {
             assert!(read(doubtful).is_some_and(|value| value.doubtful), "{doubtful}");
         }
-        for bad in
-            ["", "01", "1.", ".5", "+1", "[1,]", "{,}", "\"\\ud800\"", "\"\\udc00\"", "\"\u{1}\"", "1 2"]
-        {
+        for bad in [
+            "",
+            "01",
+            "1.",
+            ".5",
+            "+1",
+            "[1,]",
+            "{,}",
+            "\"\\ud800\"",
+            "\"\\udc00\"",
+            "\"\\ud800\\u0041\"",
+            "\"\u{1}\"",
+            "1 2",
+        ] {
             assert_eq!(read(bad), None, "{bad}");
         }
         assert_eq!(read("[[1],2]").map(|value| value.depth), Some(2));

@@ -120,8 +120,8 @@ impl Play {
             grant.limits.rate.per_second = 2;
         }
         if kind & 64 == 64 {
-            // Some eight messages at once, and two a second.
-            grant.limits.bytes = Rate { per_second: 1000, burst: 3000 };
+            // Some three messages at once, and one in two seconds: fewer than the other rate lets through.
+            grant.limits.bytes = Rate { per_second: 200, burst: 1000 };
         }
         grant.schemas = (kind & 128 == 128).then(form);
         if kind & 6 == 6 {

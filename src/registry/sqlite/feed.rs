@@ -17,7 +17,14 @@ const POLL: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Watch {
     options: SqliteConnectOptions,
-    open: Mutex<Option<(SqliteConnection, i64)>>,
+    open: Mutex<Option<Looking>>,
+}
+
+#[derive(Debug)]
+struct Looking {
+    connection: SqliteConnection,
+    /// `None` before the first look.
+    known: Option<i64>,
 }
 
 impl Watch {
@@ -25,20 +32,32 @@ impl Watch {
         Self { options, open: Mutex::new(None) }
     }
 
+    /// Opens the connection, if it is not open.
+    pub(super) async fn open(&self) -> Result<(), sqlx::Error> {
+        self.looking(&mut *self.open.lock().await).await.map(drop)
+    }
+
+    async fn looking<'a>(&self, open: &'a mut Option<Looking>) -> Result<&'a mut Looking, sqlx::Error> {
+        match open {
+            Some(looking) => Ok(looking),
+            None => {
+                let mut connection = self.options.connect().await?;
+                // The log is opened when something is read.
+                version(&mut connection).await?;
+                Ok(open.insert(Looking { connection, known: None }))
+            }
+        }
+    }
+
     async fn next(&self) -> Result<(), sqlx::Error> {
         let mut open = self.open.lock().await;
-        // What was committed before the first look is unknown: it counts as news. So does what a broken look missed.
-        let Some((connection, known)) = open.as_mut() else {
-            let mut connection = self.options.connect().await?;
-            let version = version(&mut connection).await?;
-            *open = Some((connection, version));
-            return Ok(());
-        };
+        let looking = self.looking(&mut open).await?;
         loop {
-            match version(connection).await {
-                Ok(version) if version == *known => tokio::time::sleep(POLL).await,
+            match version(&mut looking.connection).await {
+                Ok(version) if looking.known == Some(version) => tokio::time::sleep(POLL).await,
+                // What was committed before the first look is unknown: it counts as news. So does what a broken look missed.
                 Ok(version) => {
-                    *known = version;
+                    looking.known = Some(version);
                     return Ok(());
                 }
                 Err(error) => {

@@ -163,7 +163,8 @@ async fn an_operator_is_answered_when_no_descriptor_is_left() {
     eventually("none is left", async || failures().await > 0.0).await;
     for _ in 0..3 {
         assert_eq!(get(admin, "/healthz").await.status, 200);
-        assert_eq!(get(admin, "/readyz").await.status, 200);
+        let ready = get(admin, "/readyz").await;
+        assert_eq!(ready.status, 200, "{}", ready.body);
     }
     drop(peers);
     eventually("they are back", async || {

@@ -114,6 +114,32 @@ async fn a_flood_from_many_addresses_ends_no_session_and_keeps_no_known_site_out
     flood.end().await;
 }
 
+/// The niceness (proc(5)) of a process's threads of that name.
+fn niceness(pid: u32, name: &str) -> Vec<i32> {
+    let stat = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("stat")).ok();
+    let tasks =
+        std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().filter_map(|task| stat(task.unwrap()));
+    tasks
+        .filter(|stat| stat.contains(&format!("({name})")))
+        // The 19th field; the second ends with the last parenthesis.
+        .map(|stat| stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap().parse().unwrap())
+        .collect()
+}
+
+#[tokio::test]
+async fn handshakes_are_computed_by_threads_that_leave_the_processor_to_sessions() {
+    let desk = Desk::new();
+    let gateway = Running::start(&desk);
+    let are_nicer = async || {
+        let sessions = niceness(gateway.pid(), "tokio-rt-worker");
+        let door = niceness(gateway.pid(), "door");
+        !door.is_empty()
+            && sessions.iter().all(|theirs| door.iter().all(|nice| *nice == (theirs + 10).min(19)))
+    };
+    // They give themselves their name, then their niceness.
+    eventually("the door's threads are nicer", are_nicer).await;
+}
+
 /// The gateway is a process that may open few files.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_descriptors_sessions_go_on_and_who_waits_is_closed() {

@@ -256,6 +256,21 @@ async fn both_ends_may_close_at_once() {
 }
 
 #[tokio::test]
+async fn who_goes_on_sending_after_a_close_is_not_read_to_the_end() {
+    let (_house, mut device) = proven().await;
+    // A frame of a tebibyte begins, and goes on.
+    let header = [&[FIN | TEXT, 0xff][..], &(1_u64 << 40).to_be_bytes(), &[0; 4]].concat();
+    assert!(send(&mut device, &header).await);
+    let part = vec![b'x'; 64 << 10];
+    for _ in 0..2048 {
+        if !send(&mut device, &part).await {
+            return;
+        }
+    }
+    panic!("it has read 128 MiB of what it had refused");
+}
+
+#[tokio::test]
 async fn who_never_answers_a_close_is_cut() {
     let (house, mut device) = proven().await;
     house.db.registry.kick(&device.credentials.id).await.unwrap();

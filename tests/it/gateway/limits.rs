@@ -56,6 +56,24 @@ async fn who_reconnects_does_not_get_a_full_bucket() {
 }
 
 #[tokio::test]
+async fn who_sends_on_over_its_rate_is_read_no_faster_than_it_is_refused() {
+    let house =
+        House::with(|config| (config.limits.rate_per_second, config.limits.rate_burst) = (1, 1)).await;
+    let credentials = house.add_device("press-7").await;
+    let mut device = Device::connect(&house, &credentials).await;
+    let began = doorward::clock::now().monotonic;
+    // Fifty refusals at once, and fifty a second: a hundred more take two seconds, however fast both ends are.
+    let (_, refusals) = hellos(&mut device, 155).await;
+    assert!(refusals.len() >= 150, "{}", refusals.len());
+    assert!(refusals.iter().all(|reject| reject["error"] == "rate_limited"), "{refusals:?}");
+    let took = doorward::clock::now().monotonic - began;
+    assert!(took >= Duration::from_millis(1500), "{took:?}");
+    // Meanwhile another is served as ever.
+    let other = house.add_device("press-8").await;
+    Device::prove(&house, &other).await;
+}
+
+#[tokio::test]
 async fn bytes_have_a_rate_of_their_own_and_a_long_message_is_not_refused_for_ever() {
     let house = House::with(|config| {
         (config.limits.bytes_per_second, config.limits.bytes_burst) = (1024, 40_000);
