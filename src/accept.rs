@@ -8,7 +8,6 @@ mod prefix;
 mod proxy;
 mod refusals;
 mod table;
-mod threads;
 mod times;
 
 use std::fs::File;
@@ -41,6 +40,7 @@ use crate::metrics::Turned;
 use crate::metrics::family::Label as _;
 use crate::registry::cache::Entry;
 use crate::registry::{Record, RegistryError};
+use crate::threads::Threads;
 use crate::traces::{Phase, Trail};
 use crate::upgrade::{self, HeadError};
 use crate::{clock, entropy, tls};
@@ -50,7 +50,6 @@ pub(crate) use door::Pass;
 
 use counted::Counted;
 use refusals::{failed, late, refuse, refuse_in_tls};
-use threads::Threads;
 use times::Times;
 
 /// The connection's stream, boxed: what a session keeps of it is a pointer.
@@ -116,7 +115,7 @@ pub(crate) async fn run(
     room: Room,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let threads = Threads::start()?;
+    let threads = Threads::for_the_door()?;
     let listener = listener.into_std()?;
     let accepting = threads.spawn(async move {
         accept(gateway, TcpListener::from_std(listener)?, room, stop).await;

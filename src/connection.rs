@@ -150,13 +150,15 @@ impl Connection {
         // Not pinned in the struct: it borrows the mailbox.
         let handle = Arc::clone(&self.handle);
         let mut mail = std::pin::pin!(handle.mailbox.mail());
-        std::future::poll_fn(|cx| {
+        let ended = std::future::poll_fn(|cx| {
             while mail.as_mut().poll(cx).is_ready() {
                 mail.set(handle.mailbox.mail());
             }
             self.poll(cx)
         })
-        .await
+        .await;
+        self.pace.takes_no_turns();
+        ended
     }
 
     /// One wake-up.
@@ -268,13 +270,17 @@ impl Connection {
 
     /// Reads what the socket has, as long as there is room for it.
     fn read(&mut self, cx: &mut Context<'_>, now: Moment) -> Option<Ended> {
+        let Poll::Ready(_turn) = self.pace.poll_turn(cx) else { return None };
         let most = self.live.config.limits.undecided;
         self.ws.get_mut().allow(frame_rate(&self.live.config.limits), now.monotonic);
         let mut bytes = 0;
         for _ in 0..MAX_FRAMES {
             // What a draining session has not read stays unread: the device sends it again elsewhere.
-            let waits = self.held.is_some() || self.pace.rests(now.monotonic).is_some();
-            if waits || self.ending.is_some() || self.session.undecided() >= most {
+            let rests = self.pace.rests(now.monotonic).is_some();
+            if rests {
+                self.pace.takes_turns(&self.gateway.turns);
+            }
+            if rests || self.held.is_some() || self.ending.is_some() || self.session.undecided() >= most {
                 return None;
             }
             if bytes >= pace::MAX_BYTES {
@@ -286,7 +292,10 @@ impl Connection {
                 return None;
             }
             let message = match Pin::new(&mut self.ws).poll_next(cx) {
-                Poll::Pending => return None,
+                Poll::Pending => {
+                    self.pace.takes_no_turns();
+                    return None;
+                }
                 Poll::Ready(None) => return Some(Ended::Theirs(None)),
                 Poll::Ready(Some(Err(error))) => return Some(failed(error)),
                 Poll::Ready(Some(Ok(message))) => message,
@@ -306,6 +315,7 @@ impl Connection {
                 Message::Close(frame) => return Some(Ended::Theirs(frame.map(|frame| frame.code.into()))),
             }
         }
+        self.pace.takes_turns(&self.gateway.turns);
         cx.waker().wake_by_ref();
         None
     }

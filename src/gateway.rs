@@ -111,6 +111,8 @@ pub struct Gateway {
     pub(crate) lookups: Arc<Lookups>,
     /// Where sessions run.
     pub(crate) threads: tokio::runtime::Handle,
+    /// Turns of the sessions that have more to say than a wake-up takes: one for each of the threads.
+    pub(crate) turns: Arc<Semaphore>,
     /// What the registry has said, for when it is away.
     pub(crate) cache: Cache,
     pub(crate) sight: Arc<Sight>,
@@ -196,6 +198,7 @@ impl Gateway {
         Ok(Arc::new(Self {
             name: Arc::clone(&live.settings.gateway),
             lookups: Arc::new(Lookups::new(Arc::clone(&registry), threads.clone())),
+            turns: Arc::new(Semaphore::new(threads.metrics().num_workers())),
             threads,
             cache,
             sight: Arc::new(Sight::new(config.registry.max_staleness.0)),

@@ -33,6 +33,7 @@ pub mod secrets;
 mod sink;
 mod skew;
 mod stamp;
+mod threads;
 pub mod tls;
 pub mod traces;
 pub mod trial;

@@ -1,7 +1,9 @@
 //! Where accepted publishes become durable: one writer, and a transaction that takes whatever has gathered while the
 //! last one was synced. The `ack` is made from [`Stored`], and [`Stored`] from a commit alone.
 
+mod lines;
 mod queue;
+mod size;
 mod writer;
 
 use std::sync::Arc;
@@ -16,7 +18,9 @@ use crate::registry::{Claim, NewEvent, NewMessage};
 use crate::route::Routes;
 use crate::traces::MessageTrace;
 
-pub(crate) use queue::{MAX_BYTES, NoRoom, Sink, Size};
+pub(crate) use lines::Backlog;
+pub(crate) use queue::{MAX_BYTES, NoRoom, Sink};
+pub(crate) use size::Size;
 pub(crate) use writer::{Writer, run};
 
 /// Proof that a message outlives a crash: made where a commit has returned, and nowhere else.
@@ -69,13 +73,23 @@ impl Job {
         Self { message, receipt, session: Arc::clone(session), trace, since: clock::now().monotonic }
     }
 
+    /// Gives the receipt back: nothing was kept.
+    pub(crate) fn into_receipt(self) -> Receipt {
+        self.receipt
+    }
+}
+
+impl lines::Waits for Job {
+    fn backlog(&self) -> &Backlog {
+        &self.session.backlog
+    }
+
     /// What it holds in memory, about.
     fn bytes(&self) -> usize {
         self.message.data.len() + self.message.channel.len() + size_of::<Self>()
     }
 
-    /// Gives the receipt back: nothing was kept.
-    pub(crate) fn into_receipt(self) -> Receipt {
-        self.receipt
+    fn since(&self) -> std::time::Duration {
+        self.since
     }
 }

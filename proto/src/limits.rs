@@ -60,7 +60,7 @@ impl Default for Limits {
             max_skew: Duration::from_secs(60),
             heartbeat: Duration::from_secs(30),
             rate: Rate { per_second: 100, burst: 1000 },
-            bytes: Rate { per_second: 1 << 20, burst: 16 << 20 },
+            bytes: Rate { per_second: 256 << 10, burst: 4 << 20 },
             strikes: 5,
             outgoing_bytes: 256 << 10,
             connects: Connects { per_minute: 30, burst: 60 },

@@ -61,8 +61,8 @@ impl Default for LimitsSection {
             message_bytes: 64 << 10,
             rate_per_second: 100,
             rate_burst: 1000,
-            bytes_per_second: 1 << 20,
-            bytes_burst: 16 << 20,
+            bytes_per_second: 256 << 10,
+            bytes_burst: 4 << 20,
             connects_per_minute: 30,
             connects_burst: 60,
             undecided: 128,
@@ -71,8 +71,8 @@ impl Default for LimitsSection {
             outgoing_bytes: 256 << 10,
             strikes: 5,
             strike_window: Span::seconds(60),
-            frames_per_second: 1000,
-            frames_burst: 4000,
+            frames_per_second: 500,
+            frames_burst: 1000,
         }
     }
 }

@@ -1,9 +1,13 @@
-//! How much of one session a wake-up takes, and how fast what is refused is read on: nobody else waits for a device that sends
-//! more than it may.
+//! How much of one session a wake-up takes, whose turn it is to go on, and how fast what is refused is read on: nobody else
+//! waits for a device that sends much, or more than it may.
 
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use doorward_proto::limits::Limits;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::PollSemaphore;
 
 use crate::bucket::{Bucket, Rate, nanos};
 
@@ -16,9 +20,11 @@ const REFUSALS: usize = 50;
 const BYTES_OF_A_REFUSAL: usize = 1024;
 const SHORTEST_REST: Duration = Duration::from_millis(100);
 
-/// What a session has made the gateway refuse.
+/// What a session has made the gateway refuse, and whether it has more to say than others.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
+    /// There, if a wake-up did not take all that there was.
+    turns: Option<PollSemaphore>,
     refusals: Bucket,
     /// When reading goes on, on the monotonic clock.
     rests_until: Duration,
@@ -38,6 +44,26 @@ impl Pace {
         }
     }
 
+    /// A wake-up has left something: the next one that reads takes a turn. There are as many as threads, so that however many
+    /// sessions have much to say, who has little finds few of them before it.
+    pub(super) fn takes_turns(&mut self, turns: &Arc<Semaphore>) {
+        self.turns.get_or_insert_with(|| PollSemaphore::new(Arc::clone(turns)));
+    }
+
+    /// All is read; a place in the queue is given up.
+    pub(super) fn takes_no_turns(&mut self) {
+        self.turns = None;
+    }
+
+    /// The turn, if one has to be taken: it ends where what is returned is dropped. Whoever asks must take it or give up its
+    /// place, or all the others wait.
+    pub(super) fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Option<OwnedSemaphorePermit>> {
+        match &mut self.turns {
+            Some(turns) => turns.poll_acquire(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
     /// Until when nothing is read, if that is so.
     pub(super) fn rests(&self, now: Duration) -> Option<Duration> {
         (self.rests_until > now).then_some(self.rests_until)
@@ -49,6 +75,27 @@ mod tests {
     use super::*;
 
     const NOW: Duration = Duration::from_secs(1000);
+
+    #[test]
+    fn who_has_much_to_say_takes_turns_and_who_has_little_takes_none() {
+        let turns = Arc::new(Semaphore::new(1));
+        let cx = &mut Context::from_waker(std::task::Waker::noop());
+        let [mut one, mut other, mut third] = std::array::from_fn(|_| Pace::default());
+        assert!(matches!(one.poll_turn(cx), Poll::Ready(None)));
+        for pace in [&mut one, &mut other, &mut third] {
+            pace.takes_turns(&turns);
+        }
+        let Poll::Ready(Some(turn)) = one.poll_turn(cx) else { panic!("it is free") };
+        assert!(other.poll_turn(cx).is_pending() && third.poll_turn(cx).is_pending());
+        drop(turn);
+        // First come, first served; and who ends while it is its turn leaves it to the next.
+        assert!(one.poll_turn(cx).is_pending() && third.poll_turn(cx).is_pending());
+        other.takes_no_turns();
+        let Poll::Ready(Some(turn)) = third.poll_turn(cx) else { panic!("the other has gone") };
+        assert!(matches!(other.poll_turn(cx), Poll::Ready(None)));
+        drop((one, turn));
+        assert_eq!(turns.available_permits(), 1);
+    }
 
     #[test]
     fn so_many_are_refused_at_once_and_then_as_many_a_second() {

@@ -1,6 +1,7 @@
 //! A gateway's parts, from the start of the first to the end of the last.
 
 use std::future::Future;
+use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use super::{
     Gateway, confirm, credentials, custody, events, own, places, quarantine, renewals, upkeep, watch, witness,
 };
 use crate::registry::{Enrolment, RegistryError};
+use crate::threads::Threads;
 use crate::traces::Exporting;
 use crate::{accept, connection, crl_server, sink};
 
@@ -67,10 +69,13 @@ pub(crate) async fn serve_into(
         failed: None,
         away: false,
     };
+    let cannot = |error: io::Error| RegistryError::Internal(format!("a thread cannot be started: {error}"));
+    let threads = Threads::for_the_registry().map_err(cannot)?;
+    let beside = threads.handle().map_err(cannot)?;
     let mut parts = JoinSet::new();
-    parts.spawn(ends(sink::run(writer, stop_writer.clone())));
-    parts.spawn(confirm::run(Arc::clone(&gateway), follower.effects(), stop.clone()));
-    parts.spawn(follower.run(stop.clone()));
+    parts.spawn_on(ends(sink::run(writer, stop_writer.clone())), beside);
+    parts.spawn_on(confirm::run(Arc::clone(&gateway), follower.effects(), stop.clone()), beside);
+    parts.spawn_on(follower.run(stop.clone()), beside);
     parts.spawn(ends(upkeep::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(renewals::run(Arc::clone(&gateway), stop.clone())));
     parts.spawn(ends(credentials::run(Arc::clone(&gateway), stop.clone())));

@@ -15,6 +15,7 @@ mod fleets;
 mod gateways;
 mod insight;
 mod keys;
+mod log;
 mod quarantine;
 mod renewals;
 mod rotations;
@@ -75,6 +76,7 @@ struct OpenFile {
     writer: SqlitePool,
     readers: SqlitePool,
     watch: feed::Watch,
+    log: log::Log,
 }
 
 impl Sqlite {
@@ -133,6 +135,7 @@ impl OpenFile {
         let durable = options
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
+            .pragma("wal_autocheckpoint", log::MOST_PAGES)
             .pragma("cache_size", "-16384");
         // A full disk or an I/O error makes SQLite roll back by itself; the driver's own ROLLBACK then fails, and it counts
         // that connection as inside a transaction for ever. Such a one is closed, and the next caller has a fresh one.
@@ -147,6 +150,7 @@ impl OpenFile {
         };
         Self {
             id,
+            log: log::Log::new(durable.clone()),
             writer: pool(1).connect_lazy_with(durable),
             readers: pool(READERS).connect_lazy_with(read_only.clone()),
             watch: feed::Watch::new(read_only),
@@ -163,6 +167,7 @@ impl OpenFile {
             sqlx::query("SELECT count(*) FROM sqlite_schema").execute(&mut *reader).await?;
             readers.push(reader);
         }
+        self.log.open().await?;
         self.watch.open().await
     }
 }

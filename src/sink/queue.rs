@@ -1,6 +1,6 @@
 //! What waits for the writer. Bounded: publishes by number, everything else by the number of devices.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,22 +9,17 @@ use doorward_proto::ids::DeviceId;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 
+use super::lines::{Lines, Waits as _};
+use super::size::Size;
 use super::{Arc, Claim, Handle, Job, NewEvent, Waker};
 use crate::clock;
 use crate::metrics::store::StoreMeters;
+use crate::registry::Batch;
 
 /// Events that wait; more of them are counted and dropped, for the log has said them already.
 const MAX_EVENTS: usize = 1024;
 /// Bytes of the publishes that wait: `limits.store_queue` counts them, and they may be large.
 pub(crate) const MAX_BYTES: usize = 64 << 20;
-/// Of one transaction.
-const MAX_BATCH: usize = 1024;
-const MIN_BATCH: usize = 64;
-/// For each of its messages, so that some may be larger.
-const BYTES_A_MESSAGE: usize = 1024;
-/// A transaction that takes longer is too large: whoever comes meanwhile waits for it and for his own.
-const LONG: Duration = Duration::from_millis(10);
-
 /// The way into the store.
 #[derive(Debug)]
 pub(crate) struct Sink {
@@ -74,9 +69,7 @@ pub(crate) enum NoRoom {
 pub(super) struct Queue {
     /// Sessions that were proven; of a device only the newest counts.
     pub(super) claims: HashMap<DeviceId, Claim>,
-    pub(super) jobs: VecDeque<Job>,
-    /// Of all jobs.
-    bytes: usize,
+    jobs: Lines<Job>,
     /// Sessions that were heard; the newest time counts.
     pub(super) seen: HashMap<DeviceId, (Arc<str>, OffsetDateTime)>,
     /// Sessions that have ended; of a device only the newest counts.
@@ -84,6 +77,16 @@ pub(super) struct Queue {
     pub(super) events: Vec<NewEvent>,
     /// Sessions that found no room.
     waiting: Vec<Waker>,
+}
+
+/// What was taken for a transaction.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) jobs: Vec<Job>,
+    /// Some are of who has little waiting, some of who has much.
+    pub(super) mixed: bool,
+    /// What there is besides publishes.
+    pub(super) rest: Queue,
 }
 
 impl Queue {
@@ -131,18 +134,16 @@ impl Sink {
         if !queue.jobs.is_empty() && self.stalled.load(Ordering::SeqCst) {
             return Err(NoRoom::Stalled(Box::new(job)));
         }
-        let bytes = queue.bytes + job.bytes();
+        let bytes = queue.jobs.bytes() + job.bytes();
         // One always finds room, however large.
         let full = queue.jobs.len() >= self.most || (bytes > MAX_BYTES && !queue.jobs.is_empty());
         // The second half is for sessions of which nothing waits: a few cannot keep all others out.
         let crowded = queue.jobs.len() >= self.most / 2 || bytes > MAX_BYTES / 2;
-        if full || crowded && job.session.queued.load(Ordering::Relaxed) > 0 {
+        if full || crowded && !job.session.backlog.is_empty() {
             queue.waiting.push(waker.clone());
             return Err(NoRoom::Full(Box::new(job)));
         }
-        job.session.queued.fetch_add(1, Ordering::Relaxed);
-        queue.bytes = bytes;
-        queue.jobs.push_back(job);
+        queue.jobs.push(job);
         drop(queue);
         self.filled.notify_one();
         Ok(())
@@ -228,8 +229,8 @@ impl Sink {
         Look {
             messages: queue.jobs.len(),
             most: self.most,
-            bytes: queue.bytes,
-            oldest: queue.jobs.front().map_or(Duration::ZERO, |job| now.saturating_sub(job.since)),
+            bytes: queue.jobs.bytes(),
+            oldest: queue.jobs.oldest().map_or(Duration::ZERO, |since| now.saturating_sub(since)),
             stalled: self.stalled.load(Ordering::SeqCst),
         }
     }
@@ -244,21 +245,15 @@ impl Sink {
         self.filled.notified().await;
     }
 
-    /// Takes what has gathered, publishes up to a transaction's size, in turns by session where that is not all, and lets those
-    /// in who found no room.
+    /// Takes what has gathered, publishes up to a transaction's size, and lets those in who found no room.
     ///
     /// All claims go with it: a publish behind its session's claim would be taken for an older session's.
-    pub(super) fn take(&self, size: Size) -> Queue {
+    pub(super) fn take(&self, size: Size) -> Taken {
         let mut queue = self.lock();
-        let all = std::mem::take(&mut queue.jobs);
-        let (jobs, left) = if all.len() <= size.messages && queue.bytes <= size.bytes() {
-            (all, VecDeque::new())
-        } else {
-            in_turns(all, size)
-        };
-        let left_bytes = queue.bytes - leave(&jobs);
-        let mut taken = Queue { jobs, ..std::mem::take(&mut *queue) };
-        (queue.jobs, queue.bytes) = (left, left_bytes);
+        let (jobs, mixed) = queue.jobs.take(size);
+        let left = std::mem::take(&mut queue.jobs);
+        let mut taken = std::mem::take(&mut *queue);
+        queue.jobs = left;
         let more = !queue.is_empty();
         drop(queue);
         for waker in taken.waiting.drain(..) {
@@ -267,12 +262,12 @@ impl Sink {
         if more {
             self.filled.notify_one();
         }
-        taken
+        Taken { jobs, mixed, rest: taken }
     }
 
     /// Gives back what a failed transaction was to write besides publishes, for the next one. What has come since is
     /// newer and stays.
-    pub(super) fn put_back(&self, batch: crate::registry::Batch) {
+    pub(super) fn put_back(&self, batch: Batch) {
         let mut queue = self.lock();
         // Releases first: the claim that goes back beside one is of the session that ended, and must not hide its end.
         for (device, session) in batch.releases {
@@ -291,162 +286,12 @@ impl Sink {
     }
 
     /// Gives back publishes that have waited too long and were never tried; who waits for room has it then.
-    pub(super) fn take_older(&self, since: std::time::Duration) -> VecDeque<Job> {
+    pub(super) fn take_older(&self, since: Duration) -> Vec<Job> {
         let mut queue = self.lock();
-        let old = queue.jobs.partition_point(|job| job.since < since);
-        let taken: VecDeque<Job> = queue.jobs.drain(..old).collect();
-        queue.bytes -= leave(&taken);
+        let taken = queue.jobs.take_older(since);
         let waiting = if taken.is_empty() { Vec::new() } else { std::mem::take(&mut queue.waiting) };
         drop(queue);
         waiting.into_iter().for_each(Waker::wake);
         taken
-    }
-}
-
-/// How large a transaction may be: smaller where they take long, so that one device's burst is not everybody's pause.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Size {
-    messages: usize,
-}
-
-impl Default for Size {
-    fn default() -> Self {
-        Self { messages: MAX_BATCH }
-    }
-}
-
-impl Size {
-    /// One was committed, and took so long.
-    pub(super) fn after(&mut self, took: Duration) {
-        if took > LONG {
-            self.messages = (self.messages / 2).max(MIN_BATCH);
-        } else if took < LONG / 2 {
-            self.messages = (self.messages * 2).min(MAX_BATCH);
-        }
-    }
-
-    fn bytes(self) -> usize {
-        self.messages * BYTES_A_MESSAGE
-    }
-
-    fn quarter(self) -> Self {
-        Self { messages: (self.messages / 4).max(1) }
-    }
-
-    fn less(self, part: Self) -> Self {
-        Self { messages: self.messages - part.messages }
-    }
-
-    /// How many of these, one after the other, have room.
-    fn fits(self, lengths: impl Iterator<Item = usize>) -> usize {
-        let mut bytes = 0;
-        let has_room = |length: &usize| {
-            bytes += length;
-            bytes <= self.bytes()
-        };
-        lengths.take(self.messages).take_while(has_room).count()
-    }
-}
-
-/// These wait no more; how many bytes they have.
-fn leave(jobs: &VecDeque<Job>) -> usize {
-    jobs.iter()
-        .map(|job| {
-            job.session.queued.fetch_sub(1, Ordering::Relaxed);
-            job.bytes()
-        })
-        .sum()
-}
-
-/// The next transaction's publishes, and those that wait on, both in the order in which they came.
-fn in_turns(jobs: VecDeque<Job>, size: Size) -> (VecDeque<Job>, VecDeque<Job>) {
-    let mut next = choose(jobs.iter().map(|job| (Arc::as_ptr(&job.session), job.bytes())), size).into_iter();
-    let (mut taken, mut left) = (VecDeque::with_capacity(size.messages), VecDeque::with_capacity(jobs.len()));
-    for job in jobs {
-        if next.next().unwrap_or(false) { taken.push_back(job) } else { left.push_back(job) }
-    }
-    (taken, left)
-}
-
-/// Which of these go first, until a transaction is full: a quarter of it is for the oldest, whatever they are, and one of them
-/// goes however long it is; the rest is for each session's first small message, then each one's next. Of one session none
-/// overtakes another.
-fn choose<S: Copy + Eq + std::hash::Hash>(jobs: impl Iterator<Item = (S, usize)>, size: Size) -> Vec<bool> {
-    let mut costs: HashMap<S, usize> = HashMap::new();
-    // By what its session has asked for up to its end: a long message counts as several.
-    let mut order: Vec<(usize, usize, usize)> = Vec::new();
-    for (place, (session, bytes)) in jobs.enumerate() {
-        let cost = costs.entry(session).or_default();
-        *cost += 1 + bytes / BYTES_A_MESSAGE;
-        order.push((*cost, place, bytes));
-    }
-    let mut chosen = vec![false; order.len()];
-    let old = order.len().min(size.quarter().fits(order.iter().map(|(.., bytes)| *bytes)).max(1));
-    let mut others = order.split_off(old);
-    others.sort_unstable();
-    let next = size.less(size.quarter()).fits(others.iter().map(|(.., bytes)| *bytes));
-    for (_, place, _) in order.into_iter().chain(others.into_iter().take(next)) {
-        if let Some(place) = chosen.get_mut(place) {
-            *place = true;
-        }
-    }
-    chosen
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_sends_little_does_not_wait_for_who_sends_much() {
-        // Four that fill the queue with large messages, and behind them all a hundred with a small one each.
-        let large = (0..1000).map(|n| (n % 4, 16 << 10));
-        let small = (0..100).map(|n| (10 + n, 500));
-        let chosen = choose(large.chain(small), Size::default());
-        assert!(chosen[1000..].iter().all(|chosen| *chosen), "every small one is in the next transaction");
-        let large: Vec<usize> = (0..1000).filter(|n| chosen[*n]).collect();
-        assert!(large.len() > 50, "and what room is left is used: {}", large.len());
-        // The first of each of the four, and none behind one that waits.
-        for session in 0..4 {
-            let of = |chosen: bool| move |n: &&usize| chosen == (**n % 4 == session);
-            let last = large.iter().filter(of(true)).max().copied().unwrap();
-            assert!((0..last).filter(|n| n % 4 == session).all(|n| chosen[n]), "{session}");
-        }
-    }
-
-    #[test]
-    fn the_first_of_each_goes_before_the_next_of_any_and_the_oldest_go_anyway() {
-        let size = Size { messages: MIN_BATCH };
-        // As many as may wait of each of 64, long ones in front, and one of somebody else.
-        let long = (0..64).map(|n| (n, 16 << 10));
-        let many = (0..64 * 128).map(|n| (n % 64, 500));
-        let chosen = choose(long.chain(many).chain([(64, 500)]), size);
-        assert!(chosen[64 + 64 * 128]);
-        assert!(chosen[0] && !chosen[8], "a quarter of its bytes is for the oldest");
-        // And however long that is, nobody else waits for it.
-        let long = (0..8).map(|_| (0, size.bytes()));
-        let chosen = choose(long.chain([(1, 500)]), size);
-        assert_eq!(chosen.iter().filter(|chosen| **chosen).count(), 2);
-        assert!(chosen[0] && chosen[8]);
-    }
-
-    #[test]
-    fn a_transaction_has_an_end_and_always_something() {
-        let three = Size { messages: 3 };
-        let long = 2 * three.bytes();
-        assert_eq!(choose([(1, long), (2, long), (3, 1)].into_iter(), three), [true, false, true]);
-        assert_eq!(choose((0..5).map(|n| (n, 1)), three), [true, true, true, false, false]);
-        assert!(choose(std::iter::empty::<(u8, usize)>(), three).is_empty());
-    }
-
-    #[test]
-    fn transactions_that_take_long_become_smaller_and_larger_again() {
-        let mut size = Size::default();
-        (0..10).for_each(|_| size.after(2 * LONG));
-        assert_eq!(size.messages, MIN_BATCH);
-        size.after(LONG * 3 / 4);
-        assert_eq!(size.messages, MIN_BATCH);
-        (0..10).for_each(|_| size.after(LONG / 4));
-        assert_eq!(size.messages, MAX_BATCH);
     }
 }

@@ -11,7 +11,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::queue::{Queue, Size};
+use super::queue::{Queue, Taken};
+use super::size::Size;
 use super::{Handle, Job, Message, Routes, Sink, Stored};
 use crate::clock;
 use crate::gateway::Sight;
@@ -70,8 +71,8 @@ pub(crate) async fn run(mut writer: Writer, stop: CancellationToken) {
         }
         // Before anything is taken: what is in the queue at the end of a transaction is judged by the next one.
         writer.sink.begin();
-        let queue = writer.sink.take(writer.size);
-        let goes_on = writer.write(queue, &stop).await;
+        let taken = writer.sink.take(writer.size);
+        let goes_on = writer.write(taken, &stop).await;
         writer.sink.end();
         if !goes_on {
             return;
@@ -81,13 +82,14 @@ pub(crate) async fn run(mut writer: Writer, stop: CancellationToken) {
 
 impl Writer {
     /// Writes one batch, trying again while that may help. `false` when it was stopped before the store came back.
-    async fn write(&mut self, queue: Queue, stop: &CancellationToken) -> bool {
-        let (mut batch, mut waiting) = split(queue);
+    async fn write(&mut self, taken: Taken, stop: &CancellationToken) -> bool {
+        let Taken { jobs, mixed, rest } = taken;
+        let (mut batch, mut waiting) = split(jobs, rest);
         // Once a commit's outcome is unknown it stays so until a try succeeds: nobody may be told that nothing was kept.
         let mut ambiguous = false;
         loop {
             leave_out_the_ended(&mut batch, &mut waiting);
-            let error = match self.try_to_write(&batch).await {
+            let error = match self.try_to_write(&batch, mixed).await {
                 Ok(committed) => {
                     self.sink.set_stalled(false);
                     self.failed = None;
@@ -132,7 +134,7 @@ impl Writer {
 
     /// While a transaction takes its time, what has queued up behind it is not left without an answer. What has waited out
     /// an outage is stored only once the feed has been read: whoever was cut off meanwhile has no word in it any more.
-    async fn try_to_write(&mut self, batch: &Batch) -> Result<Committed, RegistryError> {
+    async fn try_to_write(&mut self, batch: &Batch, mixed: bool) -> Result<Committed, RegistryError> {
         if self.sight.is_away() || self.failed.is_some_and(|at| !self.sight.looked_since(at)) {
             self.look_at_feed.notify_one();
             return Err(RegistryError::Unavailable("its changes have not been read yet".to_owned()));
@@ -150,7 +152,7 @@ impl Writer {
         match &written {
             Ok(_) => {
                 let took = now.saturating_sub(began);
-                self.size.after(took);
+                self.size.after(batch, mixed, took);
                 self.sink.meters.committed(took);
             }
             Err(error) => {
@@ -235,9 +237,8 @@ impl Writer {
     }
 }
 
-fn split(queue: Queue) -> (Batch, Vec<Waiting>) {
-    let (messages, waiting) = queue
-        .jobs
+fn split(jobs: Vec<Job>, queue: Queue) -> (Batch, Vec<Waiting>) {
+    let (messages, waiting) = jobs
         .into_iter()
         .map(|Job { message, receipt, session, since, trace }| {
             (message, Waiting { receipt, session, since, trace })

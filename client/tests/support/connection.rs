@@ -11,7 +11,7 @@ use doorward_proto::close::Close;
 use doorward_proto::downlink::Message as Published;
 use doorward_proto::ids::FleetId;
 use doorward_proto::key::Keyring;
-use doorward_proto::limits::Limits;
+use doorward_proto::limits::{Limits, Rate};
 use doorward_proto::policy::Policy;
 use doorward_proto::session::{Durable, Grant, Output, Receipt, Session};
 use doorward_proto::time::{Moment, NumericDate};
@@ -143,6 +143,8 @@ impl Serving {
                 max_skew: Duration::from_secs(60),
                 heartbeat: setup.heartbeat,
                 rate: setup.rate,
+                // Nobody is held back by it: what is done about readers who do not read has to do without.
+                bytes: Rate { per_second: 64 << 20, burst: 1 << 30 },
                 ..Limits::default()
             },
             certificate_expires: NumericDate::from_seconds(4_000_000_000),

@@ -1,7 +1,7 @@
 //! A session as the rest of the gateway sees it.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicI64};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use super::super::mailbox::Mailbox;
 use super::Spent;
 use crate::clock;
 use crate::registry::Claim;
+use crate::sink::Backlog;
 use crate::tls::Origin;
 
 /// A session as the rest of the gateway sees it.
@@ -43,7 +44,7 @@ pub(crate) struct Handle {
     /// When it was last heard, in unix milliseconds.
     pub(crate) heard_ms: AtomicI64,
     /// Publishes of it that wait for the store.
-    pub(crate) queued: AtomicUsize,
+    pub(crate) backlog: Backlog,
     /// The store refused it a message as not the device's newest session: it has to be judged again.
     pub(crate) suspect: AtomicBool,
     /// When the change was made that ends it, on the monotonic clock.
@@ -76,7 +77,7 @@ impl Handle {
             key: None,
             mailbox: Mailbox::default(),
             heard_ms: AtomicI64::new(0),
-            queued: AtomicUsize::new(0),
+            backlog: Backlog::default(),
             suspect: AtomicBool::new(false),
             cut_since: OnceLock::new(),
             spent: Arc::default(),

@@ -26,6 +26,9 @@ pub(super) async fn write(registry: &Sqlite, phase: &Phase, batch: &Batch) -> Re
     release(connection, batch).await?;
     events::note(connection, batch).await?;
     phase.commit(transaction).await.map_err(error::commit)?;
+    if let Ok(file) = registry.current() {
+        file.wrote(batch.messages.iter().map(|message| message.data.len()).sum());
+    }
     Ok(fates)
 }
 

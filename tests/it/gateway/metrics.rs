@@ -138,6 +138,11 @@ async fn what_happens_is_counted_once_where_it_belongs() {
     let mut foreign = dial(&house, Arc::new(tls(&house, Some(&foreign), TLS13))).await.unwrap();
     let _ = within("the alert", foreign.read_u8()).await;
 
+    // The peer may have its alert before the door has counted it.
+    eventually("both are refused", async || {
+        get(admin, "/metrics").await.value("doorward_tls_refused_total", "") == 2.0
+    })
+    .await;
     let got = get(admin, "/metrics").await;
     assert_eq!(got.value("doorward_sessions", "proven"), 1.0 + 1.0, "both states have 'proven' in them");
     assert_eq!(got.value("doorward_sessions", "state=\"unproven\""), 1.0);
