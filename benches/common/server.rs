@@ -132,8 +132,8 @@ pub(crate) fn prepare(home: &Path, database: Option<&str>) -> Result<()> {
         ("\nnetwork_rate = 1000\n", "\nnetwork_rate = 1000000\n"),
         ("\nnetwork_burst = 20000\n", "\nnetwork_burst = 1000000\n"),
         ("\nnetwork_handshakes = 8000\n", "\nnetwork_handshakes = 100000\n"),
-        ("bytes_per_second = 1048576\n", "bytes_per_second = 1073741824\n"),
-        ("bytes_burst = 16777216\n", "bytes_burst = 1073741824\n"),
+        ("bytes_per_second = 262144\n", "bytes_per_second = 1073741824\n"),
+        ("bytes_burst = 4194304\n", "bytes_burst = 1073741824\n"),
         ("connects_per_minute = 30\n", "connects_per_minute = 1000000\n"),
     ] {
         ensure!(config.contains(default), "config.toml has no {default}");

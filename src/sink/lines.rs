@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::size::{BYTES_A_MESSAGE, Size};
 
 /// Who has no more waiting than this has little: so many publishes, of which a long one counts as several.
-const LITTLE: usize = 4;
+const LITTLE: usize = 2;
 
 /// What waits of one session. It changes under the queue's lock alone.
 #[derive(Debug, Default)]
@@ -45,6 +45,10 @@ impl Backlog {
     fn has_little(&self) -> bool {
         self.publishes.load(Ordering::Relaxed) > self.much.load(Ordering::Relaxed)
     }
+
+    fn has_little_alone(&self) -> bool {
+        !self.is_empty() && self.much.load(Ordering::Relaxed) == 0
+    }
 }
 
 /// What stands in a line.
@@ -65,11 +69,13 @@ pub(super) struct Lines<J> {
     little: VecDeque<J>,
     much: VecDeque<J>,
     bytes: usize,
+    /// How many sessions have nothing in the line of who has much.
+    modest: usize,
 }
 
 impl<J> Default for Lines<J> {
     fn default() -> Self {
-        Self { little: VecDeque::new(), much: VecDeque::new(), bytes: 0 }
+        Self { little: VecDeque::new(), much: VecDeque::new(), bytes: 0, modest: 0 }
     }
 }
 
@@ -94,28 +100,30 @@ impl<J: Waits> Lines<J> {
 
     pub(super) fn push(&mut self, job: J) {
         self.bytes += job.bytes();
-        let line = if job.backlog().takes(job.cost()) { &mut self.much } else { &mut self.little };
+        self.modest -= usize::from(job.backlog().has_little_alone());
+        let much = job.backlog().takes(job.cost());
+        self.modest += usize::from(job.backlog().has_little_alone());
+        let line = if much { &mut self.much } else { &mut self.little };
         line.push_back(job);
     }
 
-    /// The next transaction's, and whether there are some of both lines among them: first of who has little, then, where there
-    /// are such, fewer of who has much.
+    /// The next transaction's: first of who has little, then of who has much; fewer of these, where somebody waits who has
+    /// little alone, and then it is said.
     pub(super) fn take(&mut self, size: Size) -> (Vec<J>, bool) {
+        let beside = self.modest > 0 && !self.much.is_empty();
         let (mut taken, mut room) = (Vec::new(), size.room());
         while let Some(job) = self.little.pop_front_if(|job| room.takes(job.bytes())) {
             taken.push(self.leaves(job, false));
         }
-        let little = taken.len();
-        if little > 0 {
-            room = size.room_beside();
+        if beside {
+            room = size.room_beside(taken.len());
         }
         while let Some(job) =
             self.much.pop_front_if(|job| !job.backlog().has_little() && room.takes(job.bytes()))
         {
             taken.push(self.leaves(job, true));
         }
-        let mixed = (1..taken.len()).contains(&little);
-        (taken, mixed)
+        (taken, beside)
     }
 
     /// Those that came before a moment.
@@ -132,7 +140,9 @@ impl<J: Waits> Lines<J> {
 
     fn leaves(&mut self, job: J, much: bool) -> J {
         self.bytes -= job.bytes();
+        self.modest -= usize::from(job.backlog().has_little_alone());
         job.backlog().gives(job.cost(), much);
+        self.modest += usize::from(job.backlog().has_little_alone());
         job
     }
 }
@@ -198,9 +208,9 @@ mod tests {
         assert!(mixed && (0..100).all(|n| taken.iter().any(|(session, _)| *session == 64 + n)));
         // The first of each were few, too; of the others some go besides.
         assert_eq!(taken.len(), 64 * LITTLE + 100 + 256);
-        // Where nobody has little, the room is theirs.
-        while world.take().1 {}
-        assert_eq!(world.take().0.len(), 1024);
+        // Where nobody has little alone, the room is theirs.
+        let (taken, mixed) = world.take();
+        assert_eq!((taken.len(), mixed), (1024, false));
     }
 
     #[test]
@@ -237,7 +247,7 @@ mod tests {
             }
             let rest = world.lines.take_older(Duration::MAX).len();
             assert_eq!(took + rest, usize::try_from(world.number).unwrap());
-            assert_eq!((world.lines.bytes(), world.lines.oldest()), (0, None));
+            assert_eq!((world.lines.bytes(), world.lines.oldest(), world.lines.modest), (0, None, 0));
             for session in &world.sessions {
                 assert!(
                     session.is_empty() && session.cost.load(Ordering::Relaxed) == 0 && !session.has_little()

@@ -13,8 +13,8 @@ const FEW: usize = 8;
 pub(super) const BYTES_A_MESSAGE: usize = 1024;
 /// A transaction that takes so much longer than one with a few publishes is too large: whoever comes meanwhile waits for it and
 /// for his own. What any takes, as on a disk that syncs slowly, makes none smaller: that would help nobody.
-const LONG: Duration = Duration::from_millis(8);
-/// The same where somebody who has sent little waits for it.
+const LONG: Duration = Duration::from_millis(20);
+/// The same where somebody waits for it who has sent little.
 const LONG_BESIDE: Duration = Duration::from_millis(2);
 
 /// Smaller where transactions take long, so that one device's burst is not everybody's pause.
@@ -40,9 +40,9 @@ impl Size {
         Room::new(self.messages)
     }
 
-    /// What may go into one of who has much waiting, beside who has little.
-    pub(super) fn room_beside(self) -> Room {
-        Room::new(self.beside)
+    /// What may go into one of who has much waiting, beside so many of who has little: no fewer than these.
+    pub(super) fn room_beside(self, little: usize) -> Room {
+        Room::new(self.beside.max(little))
     }
 
     /// One was committed, and took so long; whether it held some of who had little waiting and some of who had much.
@@ -121,7 +121,7 @@ mod tests {
     fn transactions_that_take_long_become_smaller_and_larger_again() {
         let (mut size, dear) = (Size::default(), Duration::from_micros(50));
         let alone = run(&mut size, false, ANY, dear);
-        assert!((80..=160).contains(&alone), "8 ms are 160: {alone}");
+        assert!((200..=400).contains(&alone), "20 ms are 400: {alone}");
         let beside = run(&mut size, true, ANY, dear);
         assert!((20..=40).contains(&beside), "2 ms are 40: {beside}");
         let cheap = Duration::from_micros(1);
