@@ -29,10 +29,10 @@ impl Threads {
         Self::of(&mut builder)
     }
 
-    /// For the store and the feed: a transaction is some steps, and a revocation two, each of which would wait behind all
-    /// sessions that have something to do.
-    pub(crate) fn for_the_registry() -> io::Result<Self> {
-        Self::of(Builder::new_multi_thread().worker_threads(1).thread_name("registry"))
+    /// For the feed of changes: a revocation is some steps, each of which would wait behind all sessions that have something
+    /// to do.
+    pub(crate) fn for_the_feed() -> io::Result<Self> {
+        Self::of(Builder::new_multi_thread().worker_threads(1).thread_name("feed"))
     }
 
     fn of(builder: &mut Builder) -> io::Result<Self> {

@@ -70,10 +70,10 @@ pub(crate) async fn serve_into(
         away: false,
     };
     let cannot = |error: io::Error| RegistryError::Internal(format!("a thread cannot be started: {error}"));
-    let threads = Threads::for_the_registry().map_err(cannot)?;
+    let threads = Threads::for_the_feed().map_err(cannot)?;
     let beside = threads.handle().map_err(cannot)?;
     let mut parts = JoinSet::new();
-    parts.spawn_on(ends(sink::run(writer, stop_writer.clone())), beside);
+    parts.spawn(ends(sink::run(writer, stop_writer.clone())));
     parts.spawn_on(confirm::run(Arc::clone(&gateway), follower.effects(), stop.clone()), beside);
     parts.spawn_on(follower.run(stop.clone()), beside);
     parts.spawn(ends(upkeep::run(Arc::clone(&gateway), stop.clone())));

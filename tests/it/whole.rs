@@ -172,12 +172,12 @@ async fn out_of_descriptors_it_goes_on() {
     let desk = Desk::new();
     let plain = desk.command("gateway run --listen 127.0.0.1:0");
     let mut limited = Command::new("sh");
-    limited.args(["-c", "ulimit -n 48; exec \"$@\"", "sh"]).arg(plain.get_program()).args(plain.get_args());
+    limited.args(["-c", "ulimit -n 80; exec \"$@\"", "sh"]).arg(plain.get_program()).args(plain.get_args());
     limited.current_dir(desk.path(".")).env_remove("DATABASE_URL").stdin(Stdio::null());
     limited.stdout(Stdio::piped()).stderr(Stdio::piped());
     let gateway = Running::spawn(&mut limited);
     let mut many = Vec::new();
-    for _ in 0..100 {
+    for _ in 0..140 {
         many.push(TcpStream::connect(&gateway.address).await.unwrap());
     }
     // Those beyond the limit are closed, not left to wait.

@@ -137,14 +137,14 @@ fn an_address_that_cannot_be_had_is_named() {
     Ran::of(&mut log).fails(2, &["DOORWARD_LOG", "no log filter"]);
 }
 
-/// A process that may open 48 files, and more peers than that: the operator is answered all the same, and the door opens
+/// A process that may open 80 files, and more peers than that: the operator is answered all the same, and the door opens
 /// again by itself.
 #[tokio::test]
 async fn an_operator_is_answered_when_no_descriptor_is_left() {
     let desk = Desk::new();
     let run = desk.gateway_command("gateway run --listen 127.0.0.1:0");
     let mut command = std::process::Command::new("sh");
-    command.args(["-c", "ulimit -n 48; exec \"$0\" \"$@\""]).arg(run.get_program()).args(run.get_args());
+    command.args(["-c", "ulimit -n 80; exec \"$0\" \"$@\""]).arg(run.get_program()).args(run.get_args());
     command.current_dir(run.get_current_dir().unwrap());
     for (name, value) in run.get_envs() {
         match value {
@@ -156,7 +156,7 @@ async fn an_operator_is_answered_when_no_descriptor_is_left() {
     let gateway = Running::spawn(&mut command);
     let admin = admin_of(&gateway.said).parse().unwrap();
     let mut peers = Vec::new();
-    for _ in 0..60 {
+    for _ in 0..120 {
         peers.push(TcpStream::connect(&gateway.address).unwrap());
     }
     let failures = async || get(admin, "/metrics").await.value("doorward_accept_failures_total", "");

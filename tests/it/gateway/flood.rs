@@ -147,7 +147,7 @@ async fn without_descriptors_sessions_go_on_and_who_waits_is_closed() {
     desk.run("device add --count 4 --prefix dev- --out fleet.jsonl").done();
     let command = desk.command("gateway run --listen 127.0.0.1:0");
     let mut limited = std::process::Command::new("sh");
-    limited.args(["-c", "ulimit -n 80 && exec \"$0\" \"$@\""]).arg(command.get_program());
+    limited.args(["-c", "ulimit -n 112 && exec \"$0\" \"$@\""]).arg(command.get_program());
     limited.args(command.get_args()).current_dir(desk.path("."));
     limited.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
     limited.stderr(std::process::Stdio::piped());
